@@ -1,0 +1,35 @@
+# The developer's whole vocabulary. Everything runs from .venv, which is made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install live test lint bench clean
+
+help:
+	@echo "make live    a whole compressive session on this machine, with the specimen simulator"
+	@echo "make test    lint, unit and integration tests"
+	@echo "make lint    ruff and pyright"
+	@echo "make bench   speed as ratios of the same run (docs/performance.md)"
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: .venv/installed
+
+live: install
+	$(BIN)/cryoflux live --frames 600 --rate 20 --change 300=4 --output output/live --overwrite
+
+test: install lint
+	$(BIN)/python -m pytest tests
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv output

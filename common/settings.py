@@ -1,0 +1,124 @@
+"""Every setting, in one place: default < configuration file < environment ``CRYOFLUX_*`` < command line.
+
+The file is named by ``CRYOFLUX_CONFIG`` (TOML, or YAML by its suffix) and may hold any of the fields below.
+A session's own choices (source, mask, rate, recovery) are not settings: see ``common.session``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+    YamlConfigSettingsSource,
+)
+
+CONFIG_VARIABLE = "CRYOFLUX_CONFIG"
+
+
+class Settings(BaseSettings):
+    """How the processes of one installation find each other, and how much they may take."""
+
+    model_config = SettingsConfigDict(env_prefix="CRYOFLUX_", extra="forbid", validate_default=True)
+
+    # ---- where the parts meet
+    control_endpoint: str = Field(
+        "tcp://127.0.0.1:5550", description="control bus: the control plane binds it"
+    )
+    data_bind: str = Field(
+        "tcp://127.0.0.1:5551", description="data plane: the detector binds it; port 0: any free one"
+    )
+    data_endpoint: str = Field(
+        "", description="what workers are told to connect to; empty: derived from data_bind"
+    )
+    http_host: str = Field("127.0.0.1", description="REST interface")
+    http_port: int = Field(8000, ge=0, le=65535, description="REST interface; 0: any free port")
+    state: str = Field("cryoflux.sqlite", description="file of the embedded state store")
+
+    # ---- the link
+    heartbeat_seconds: float = Field(
+        1.0, gt=0, le=60, description="between heartbeats, and between telemetry messages"
+    )
+    silent_after_seconds: float = Field(
+        3.0, gt=0, le=600, description="no sign of a worker for so long: it is gone"
+    )
+    window_bytes: int = Field(256_000_000, ge=1, description="payload that may wait for its acknowledgement")
+    block_bytes: int = Field(1_000_000, ge=1, le=1_000_000_000, description="payload of one message, about")
+    block_linger_ms: float = Field(
+        50.0, ge=0, le=10_000, description="longest a frame waits for its block to fill"
+    )
+    credits: int = Field(4, ge=1, le=1000, description="blocks a worker holds at a time")
+
+    # ---- workers
+    device: str = Field(
+        "auto", description="torch device of recoveries; auto: CUDA where there is one, else the CPU"
+    )
+    workers: int = Field(
+        1, ge=1, le=1024, description="workers on this machine; each takes its share of the cores"
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="torch threads of a worker; none: cores // workers"
+    )
+    batch_pixels: int = Field(
+        16_777_216, ge=1, description="pixels recovered at a time: 1024 particles, or one micrograph"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """First wins: command line, environment, configuration file."""
+        file = os.environ.get(CONFIG_VARIABLE)
+        if not file:
+            return init_settings, env_settings
+        kind = (
+            YamlConfigSettingsSource if Path(file).suffix in (".yaml", ".yml") else TomlConfigSettingsSource
+        )
+        return init_settings, env_settings, kind(settings_cls, Path(file))
+
+    @classmethod
+    def load(cls, **command_line: Any) -> Self:
+        """The settings in force; arguments that are None were not given.
+
+        Raises
+        ------
+        ValueError
+            One line that names the setting, or the configuration file that is not there or cannot be read.
+        """
+        file = os.environ.get(CONFIG_VARIABLE)
+        if file and not Path(file).is_file():
+            raise ValueError(f"{CONFIG_VARIABLE}: no such file: {file}")
+        try:
+            return cls(**{name: value for name, value in command_line.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"setting {name}: {first['msg']}, got {first['input']!r}") from error
+        except Exception as error:  # TOML and YAML readers have each their own kinds
+            raise ValueError(f"{CONFIG_VARIABLE}: {file}: {' '.join(str(error).split())}") from error
+
+    @property
+    def worker_threads(self) -> int:
+        """Torch threads of one worker process, at least 1."""
+        return self.threads or max(1, (os.cpu_count() or 1) // self.workers)
+
+    def advertised(self, bound: str) -> str:
+        """What workers are told to connect to, given the endpoint that was really bound."""
+        if self.data_endpoint:
+            return self.data_endpoint
+        host, _, port = bound.removeprefix("tcp://").rpartition(":")
+        if bound.startswith("tcp://") and host in ("0.0.0.0", "*", "[::]"):
+            return f"tcp://{socket.gethostname()}:{port}"
+        return bound

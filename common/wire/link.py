@@ -1,0 +1,315 @@
+"""Sockets that speak typed messages, a bell that wakes a poll from another thread, and the limit of the link.
+
+Nothing here knows what the messages mean: who keeps what until it is acknowledged is
+``detector_sim.publisher``'s business, who recovers what is ``reconstructor.worker``'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from common.wire.messages import MalformedMessage, Message, decode, encode
+
+Buffer = bytes | memoryview | np.ndarray[Any, np.dtype[Any]]
+
+MAX_PARTS = 8
+SMALL_MESSAGE_BYTES = 4 << 20
+LARGE_MESSAGE_BYTES = 16 << 30
+LINGER_MS = 2000
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_LARGEST_KEPT_BYTES = 32 << 20  # the most that glibc allows
+_KEPT_BYTES = 512 << 20
+_READABLE = int(zmq.POLLIN)
+COPY_BELOW_BYTES = 65_536  # handing a small buffer over costs more than copying it
+
+
+class Malformed(NamedTuple):
+    """In place of a message: what came could not be read, and why."""
+
+    reason: str
+
+
+class Received(NamedTuple):
+    """One message as it came; the buffers are views of memory that ZeroMQ owns, alive as long as they are."""
+
+    identity: bytes  # of the sender, where a ROUTER received it
+    message: Message | Malformed
+    buffers: list[memoryview]
+
+
+class PeerGone(ConnectionError):
+    """A ROUTER was asked to send to a peer that is not connected."""
+
+
+def wire_size(parts: Sequence[bytes | memoryview]) -> int:
+    """Bytes that a message of these flat parts takes in the stream, ZMTP's frame headers included."""
+    return sum(len(part) + (2 if len(part) < 256 else 9) for part in parts)
+
+
+def as_bytes(buffer: Buffer) -> bytes | memoryview:
+    """The same memory as a flat row of bytes, without a copy.
+
+    Raises
+    ------
+    ValueError
+        If an array is not contiguous.
+    """
+    view = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
+    if not view.contiguous:
+        raise ValueError("only contiguous buffers travel without a copy")
+    return view.cast("B") if view.nbytes else b""
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep large freed buffers for the next message instead of giving them back.
+
+    Fresh memory comes page by page, each cleared first: for messages of a megabyte that costs as much as
+    copying them. Where the library is not glibc nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def _reason(error: zmq.ZMQError) -> str:
+    """What went wrong, without the address that ZeroMQ repeats."""
+    return zmq.strerror(error.errno or 0)
+
+
+class Link:
+    """A ROUTER or DEALER socket that sends and receives typed messages; one thread uses it.
+
+    Attributes
+    ----------
+    bytes_sent : int
+        Every byte handed to the stream: headers, payloads and framing.
+    malformed : int
+        Messages received that could not be read.
+    endpoint : str
+        The address really bound or connected to.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], *, large: bool) -> None:
+        self._socket = socket
+        self._is_router = socket.type == zmq.ROUTER
+        self._monitor: zmq.Socket[bytes] | None = None
+        self.bytes_sent = 0
+        self.malformed = 0
+        self.endpoint = ""
+        socket.setsockopt(zmq.LINGER, LINGER_MS)
+        socket.setsockopt(zmq.MAXMSGSIZE, LARGE_MESSAGE_BYTES if large else SMALL_MESSAGE_BYTES)
+        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 5)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 2)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+
+    @classmethod
+    def router(cls, context: zmq.Context[Any], bind: str) -> Self:
+        """A bound ROUTER. What it queues is bounded by credits, so it has no high-water mark of its own.
+
+        Raises
+        ------
+        OSError
+            In one line, if the endpoint cannot be bound (say, the port is taken).
+        """
+        socket = context.socket(zmq.ROUTER)
+        link = cls(socket, large=False)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that lost its connection keeps its name
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 10_000)
+        try:
+            socket.bind(bind)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            raise OSError(error.errno, f"cannot listen on {bind}: {_reason(error)}") from error
+        link.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        return link
+
+    @classmethod
+    def dealer(cls, context: zmq.Context[Any], connect: str, identity: bytes, *, large: bool = True) -> Self:
+        """A DEALER that connects as soon as, and whenever again, the other side is there.
+
+        What is sent while there is no connection is refused (``send`` gives 0) rather than piled up.
+        ``large``: payloads are expected, not only headers.
+        """
+        socket = context.socket(zmq.DEALER)
+        link = cls(socket, large=large)
+        socket.setsockopt(zmq.IDENTITY, identity)
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        link._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        try:
+            socket.connect(connect)
+        except zmq.ZMQError as error:
+            link.close(0)
+            raise OSError(error.errno, f"cannot connect to {connect}: {_reason(error)}") from error
+        link.endpoint = connect
+        return link
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Have ``poller`` wake for what this link receives, and for its connection coming and going."""
+        poller.register(self._socket, zmq.POLLIN)
+        if self._monitor is not None:
+            poller.register(self._monitor, zmq.POLLIN)
+
+    @staticmethod
+    def _has(socket: zmq.Socket[bytes]) -> bool:
+        """Whether there is something to receive; cheaper than an exception where there is nothing."""
+        events = socket.getsockopt(zmq.EVENTS)
+        return isinstance(events, int) and bool(events & _READABLE)
+
+    def connection_change(self) -> bool | None:
+        """True: a connection was made since the last call; False: it was lost; None: nothing changed.
+
+        Whatever was sent before and not answered may have been lost with the old connection.
+        """
+        change: bool | None = None
+        while self._monitor is not None and self._has(self._monitor):
+            change = recv_monitor_message(self._monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        return change
+
+    def send(self, message: Message, buffers: Sequence[Buffer] = (), *, to: bytes = b"") -> int:
+        """Queue one message without waiting or copying; the buffers must stay as they are until it has left.
+
+        Returns the bytes it takes in the stream, or 0 where a DEALER has no connection or its queue is full.
+
+        Raises
+        ------
+        PeerGone
+            If a ROUTER has no connection to ``to``.
+        """
+        parts: list[bytes | memoryview] = [encode(message), *map(as_bytes, buffers)]
+        size = wire_size(parts)
+        if self._is_router:
+            parts.insert(0, to)
+        last = len(parts) - 1
+        try:  # only the first part can fail: a message is taken whole or not at all
+            for k, part in enumerate(parts):
+                flags = zmq.NOBLOCK if k == last else zmq.NOBLOCK | zmq.SNDMORE
+                self._socket.send(part, flags, copy=len(part) < COPY_BELOW_BYTES)
+        except zmq.Again:
+            return 0
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                raise PeerGone(f"{to!r} is not connected") from error
+            raise
+        self.bytes_sent += size
+        return size
+
+    def receive(self) -> Received | None:
+        """The next message, or None where there is none now. What cannot be read is counted, not raised."""
+        if not self._has(self._socket):
+            return None
+        parts = [self._socket.recv(copy=False)]
+        while parts[-1].more:
+            parts.append(self._socket.recv(copy=False))
+        identity = parts.pop(0).bytes if self._is_router else b""
+        if not parts or len(parts) > MAX_PARTS:
+            self.malformed += 1
+            return Received(identity, Malformed(f"a message of {len(parts)} parts"), [])
+        try:
+            message = decode(parts[0].buffer)
+        except MalformedMessage as error:
+            self.malformed += 1
+            return Received(identity, Malformed(str(error)), [])
+        return Received(identity, message, [part.buffer for part in parts[1:]])
+
+    def close(self, linger_ms: int = LINGER_MS) -> None:
+        """Close after giving what is queued ``linger_ms`` to leave."""
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
+            self._monitor = None
+        self._socket.close(linger_ms)
+
+
+class Bell:
+    """Wakes a thread that polls: any thread may ring, the polling one hears and clears it."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        self._lock = threading.Lock()  # a ring after closing must not write into a descriptor used anew
+        self._open = True
+        self._rung = False
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Have ``poller`` wake when the bell rings."""
+        poller.register(self._read, zmq.POLLIN)
+
+    def ring(self) -> None:
+        """Wake the poller; ringing twice before it is heard is the same as once."""
+        with self._lock:
+            if self._open and not self._rung:
+                self._rung = True
+                os.write(self._write, b"!")
+
+    def clear(self) -> None:
+        """Forget a ring heard so far."""
+        with self._lock:
+            if self._rung:
+                self._rung = False
+                os.read(self._read, 1)
+
+    def close(self) -> None:
+        """Take the bell down; rings from now on are ignored."""
+        with self._lock:
+            if self._open:
+                self._open = False
+                os.close(self._read)
+                os.close(self._write)
+
+
+class LinkLimit:
+    """The speed of a simulated link: how long to wait before the next message may start.
+
+    A message starts when the link has become free and keeps it busy for its own length, so a sender that
+    always has something to send reaches exactly the stated rate in the long run. Lateness of the caller up
+    to ``slack_seconds`` is made up for, so that the coarse timers of a poll cost nothing; unused time beyond
+    it is not saved up.
+    """
+
+    def __init__(self, mbit_per_s: float | None, *, slack_seconds: float = 0.05) -> None:
+        if mbit_per_s is not None and mbit_per_s <= 0:
+            raise ValueError(f"link_mbit_per_s: must be above 0, got {mbit_per_s}")
+        self._seconds_per_byte = 8e-6 / mbit_per_s if mbit_per_s else 0.0
+        self._slack = slack_seconds
+        self._free_at = float("-inf")
+
+    def wait(self, now: float) -> float:
+        """Seconds until a message may start; 0: it may start now."""
+        return max(0.0, self._free_at - now)
+
+    def spend(self, size: int, now: float) -> None:
+        """A message of ``size`` bytes started."""
+        self._free_at = max(self._free_at, now - self._slack) + size * self._seconds_per_byte
+
+
+class Pulse:
+    """Something to be done once in ``interval`` seconds, by a loop that looks at the clock."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._next = float("-inf")
+
+    def due(self, now: float) -> bool:
+        """Whether it is time; if so, the next time is an interval from now."""
+        if now < self._next:
+            return False
+        self._next = now + self._interval
+        return True
+
+    def wait(self, now: float) -> float:
+        """Seconds until it is time."""
+        return max(0.0, self._next - now)
