@@ -1,0 +1,265 @@
+"""The detector process: obeys the control bus, runs one series after another, serves the workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+from pydantic import BaseModel, ConfigDict, Field
+
+from common.operators.spec import MaskSpec
+from common.session import SessionSpec
+from common.settings import Settings
+from common.wire.control import Conflict, ControlClient, error_line
+from common.wire.link import keep_freed_memory
+from common.wire.messages import Register
+from detector_sim.publisher import Publisher
+from detector_sim.series import Series
+
+log = logging.getLogger(__name__)
+
+NAME = "detector"
+PATIENCE_SECONDS = 10.0
+
+
+class _Arguments(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class OpenArguments(_Arguments):
+    """Of the command *open*."""
+
+    session: str = Field(min_length=1)
+    spec: SessionSpec
+
+
+class AcquisitionArguments(_Arguments):
+    """Of the command *acquisition*: a mask, or only the compression factor of the kind in force."""
+
+    mask: MaskSpec | None = None
+    compression_factor: float | None = None
+
+
+class Detector:
+    """One series at a time, and everything a control plane may ask about it.
+
+    Parameters
+    ----------
+    on_event : callable, optional
+        ``on_event(kind, message)``: told of every event, as the control plane is.
+
+    Raises
+    ------
+    OSError
+        If the data plane's endpoint cannot be bound, in one line.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        context: zmq.Context[Any],
+        on_event: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._on_event = on_event
+        self._series: Series | None = None
+        self._failure: str | None = None
+        self._over = threading.Event()  # no series is running
+        self._over.set()
+        self.wanted = threading.Event()  # set to have ``run_detector`` look at what happened
+        self._publisher = Publisher(
+            context,
+            settings.data_bind,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            silent_after_seconds=settings.silent_after_seconds,
+            window_bytes=settings.window_bytes,
+            event=self._event,
+            drained=self._drained,
+            failed=self.fail,
+        )
+        self.endpoint = settings.advertised(self._publisher.endpoint)
+        self._control = ControlClient(
+            context,
+            settings.control_endpoint,
+            Register(
+                component="detector",
+                name=NAME,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                data_endpoint=self.endpoint,
+            ),
+            command=self.obey,
+            telemetry=self.telemetry,
+            failed=self.fail,
+            interval_seconds=settings.heartbeat_seconds,
+        )
+
+    def start(self) -> None:
+        """Serve workers and obey."""
+        self._publisher.start()
+        self._control.start()
+
+    def close(self) -> None:
+        """Leave; a series that still runs is given up, its frames counted as lost."""
+        if self._series is not None and not self._series.over:
+            self._series.abandon("the detector was stopped")
+            self._over.wait(PATIENCE_SECONDS)
+        self._control.close()
+        self._publisher.close()
+
+    # ---- commands
+
+    def obey(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Do what the control bus says.
+
+        Raises
+        ------
+        ValueError
+            If the verb or an argument is wrong.
+        Conflict
+            If it does not fit the state.
+        """
+        match verb:
+            case "open":
+                return self._open(OpenArguments.model_validate(arguments))
+            case "acquisition":
+                wanted = AcquisitionArguments.model_validate(arguments)
+                return self._running().change(wanted.mask, wanted.compression_factor)
+            case "pause":
+                self._running().pause()
+            case "resume":
+                self._running().resume()
+            case "stop":
+                self._running().stop()
+            case _:
+                raise ValueError(f"a detector does not know the command {verb!r}")
+        return {"state": self.state}
+
+    def _open(self, arguments: OpenArguments) -> dict[str, Any]:
+        if self._failure:
+            raise Conflict(f"the detector has failed ({self._failure}) and must be restarted")
+        if self._series is not None and not self._series.over:
+            raise Conflict(f"a series is {self._series.state}; stop it first")
+        try:
+            series = Series(arguments.spec, arguments.session, self._publisher, self._settings, self._event)
+        except OSError as error:  # a file that is not there is the asker's mistake
+            raise ValueError(error_line(error)) from error
+        self._over.clear()
+        self._series = series
+        series.start()
+        return series.describe()
+
+    def _running(self) -> Series:
+        if self._series is None:
+            raise Conflict("no series is open")
+        return self._series
+
+    # ---- what is told
+
+    @property
+    def state(self) -> str:
+        """idle, acquiring, paused, draining, finished or failed."""
+        if self._failure:
+            return "failed"
+        return self._series.state if self._series is not None else "idle"
+
+    def telemetry(self) -> dict[str, Any]:
+        """The counters of the running or last series, and the workers as seen from here."""
+        values: dict[str, Any] = {"state": "idle"} if self._series is None else self._series.counters()
+        values["state"] = self.state
+        values["workers"] = self._publisher.workers()
+        values["malformed_messages"] = self._publisher.malformed
+        return values
+
+    def _event(self, kind: str, message: str) -> None:
+        self._control.event(kind, message)
+        if self._on_event is not None:
+            self._on_event(kind, message)
+
+    def _drained(self) -> None:
+        series = self._running()
+        series.end()
+        self._control.report()
+        accounts = series.accounts()
+        lost = f", {sum(accounts.lost.values())} lost" if accounts.lost else ""
+        counts = f"{accounts.acquired} frames acquired, {accounts.acknowledged} recovered{lost}"
+        if series.error:
+            self._event("failed", f"{series.error}; {counts}")
+        else:
+            self._event("finished", counts)
+        self._over.set()
+
+    def fail(self, error: Exception) -> None:
+        """A thread that everything depends on has failed."""
+        self._failure = error_line(error)
+        if self._series is not None and not self._series.over:
+            self._series.fail(error)
+        self._over.set()
+        self.wanted.set()
+        self._control.report()
+        self._event("failed", self._failure)
+
+    # ---- the process
+
+    @property
+    def failed(self) -> bool:
+        """Whether the process cannot go on."""
+        return self._failure is not None
+
+    def finish(self, at_once: threading.Event) -> bool:
+        """Stop acquiring and deliver what was acquired; whether that was done.
+
+        Workers that are merely slow are waited for, but not ones that acknowledge nothing for
+        ``PATIENCE_SECONDS``; nor is anyone once ``at_once`` is set.
+        """
+        series = self._series
+        if series is None or series.over:
+            return not self.failed
+        series.stop()
+        acknowledged, patience_until = -1, 0.0
+        while not self._over.wait(0.1) and not at_once.is_set():
+            if series.accounts().acknowledged != acknowledged:
+                acknowledged, patience_until = (
+                    series.accounts().acknowledged,
+                    time.monotonic() + PATIENCE_SECONDS,
+                )
+            elif time.monotonic() > patience_until:
+                break
+        return self._over.is_set() and not self.failed
+
+
+def run_detector(settings: Settings) -> int:
+    """Run a detector until it is told to end (SIGTERM, SIGINT); the process's exit code.
+
+    The first signal stops the acquisition and delivers what was acquired; a second one ends at once, and
+    what is not delivered is counted as lost.
+    """
+    keep_freed_memory()
+    context: zmq.Context[Any] = zmq.Context()
+    try:
+        detector = Detector(settings, context)
+    except OSError as error:
+        print(f"cryoflux detector: {error.strerror}", file=sys.stderr)
+        return 1
+    asked_again = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        (asked_again if detector.wanted.is_set() else detector.wanted).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    detector.start()
+    log.info("detector listens on %s", detector.endpoint)
+    detector.wanted.wait()
+    clean = detector.finish(asked_again)
+    detector.close()
+    context.term()
+    return 0 if clean else 1

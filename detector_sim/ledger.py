@@ -1,0 +1,409 @@
+"""Who holds which frames: the accounts of a series, without a socket, a thread or a clock of its own.
+
+Every frame acquired is at every moment in exactly one of three states: acknowledged (its result is durable),
+in flight (gathering into a block, queued, or with a worker) or lost, with a reason. Blocks go out against
+credit; what a silent or departed worker held goes to others; late and repeated answers count once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from common.wire.link import Buffer, as_bytes
+from common.wire.messages import (
+    Ack,
+    ConfigurationNotice,
+    End,
+    Frames,
+    Heartbeat,
+    Hello,
+    Message,
+    Reject,
+    Start,
+)
+from detector_sim.latency import LatencyHistogram
+
+ATTEMPTS = 3
+REASONS_KEPT = 32
+
+
+class Accounts(NamedTuple):
+    """Frames of the series; ``acquired == acknowledged + in_flight + sum(lost.values())``."""
+
+    acquired: int
+    acknowledged: int
+    in_flight: int
+    lost: dict[str, int]
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every frame acquired is accounted for."""
+        return self.acquired == self.acknowledged + self.in_flight + sum(self.lost.values())
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """Frames that travel together, kept until each is acknowledged or lost."""
+
+    header: Frames
+    buffers: Sequence[Buffer]
+    size: int
+    open_frames: dict[int, float]  # frame_id -> acquired_at, of those without a verdict
+    holder: bytes | None = None
+    refusals: Counter[int] = field(default_factory=Counter)  # frame_id -> how many times, over all deliveries
+    refused: dict[int, str] = field(default_factory=dict)  # in this delivery, with the reason
+    refused_by: set[bytes] = field(default_factory=set)
+
+
+@dataclass(eq=False, slots=True)
+class Peer:
+    """A worker as the detector sees it."""
+
+    name: str
+    last_seen: float
+    credit: int = 0
+    served: int = 0  # blocks it was given
+    present: bool = True
+    blocks: dict[int, Block] = field(default_factory=dict)
+    configurations: set[str] = field(default_factory=set)
+    notices: deque[Message] = field(default_factory=deque)
+
+
+class Delivery(NamedTuple):
+    """Messages for one worker, in order."""
+
+    to: bytes
+    messages: list[tuple[Message, Sequence[Buffer]]]
+
+
+class Ledger:
+    """The accounts of the running series and of the workers that serve it.
+
+    All times are passed in: ``now`` in seconds of a monotonic clock, wall-clock times as Unix seconds.
+    """
+
+    def __init__(self, *, silent_after_seconds: float, window_bytes: int) -> None:
+        self._silent_after = silent_after_seconds
+        self._window = window_bytes
+        self.peers: dict[bytes, Peer] = {}
+        self._start: Start | None = None
+        self._end: End | None = None
+        self._next_block = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._configurations: dict[str, ConfigurationNotice] = {}
+        self._blocks: dict[int, Block] = {}
+        self._queue: deque[Block] = deque()
+        self._acquired = self._acknowledged = self._gathering = 0
+        self._lost: Counter[str] = Counter()
+        self._held_bytes = 0
+        self._complete = False
+        self.blocks_redelivered = 0
+        self.late_answers = 0
+        self.latency = LatencyHistogram()
+
+    # ---- the series
+
+    def open(self, start: Start) -> None:
+        """Begin a series; every worker is told. The one before must be over.
+
+        Raises
+        ------
+        RuntimeError
+            If frames of the series before are still in flight.
+        """
+        if self._blocks or self._gathering:
+            raise RuntimeError("the series before still has frames in flight")
+        self._reset()
+        self._start, self._end = start, None
+        for peer in self.peers.values():
+            peer.configurations.clear()
+            peer.notices.append(start)
+
+    def acquire(self, count: int) -> None:
+        """So many frames were exposed; they are in flight from now on."""
+        self._acquired += count
+        self._gathering += count
+
+    def lose(self, count: int, reason: str) -> None:
+        """So many frames that are in no block yet will never be sent."""
+        self._gathering -= count
+        self._count_lost(count, reason)
+
+    def configure(self, notice: ConfigurationNotice) -> None:
+        """Make a configuration known; workers are told before the first frames that use it."""
+        self._configurations[notice.configuration["config_id"]] = notice
+
+    def add(self, header: Frames, buffers: Sequence[Buffer]) -> None:
+        """Queue a block of frames that were acquired; it gets its number here."""
+        if header.config_id not in self._configurations:
+            raise KeyError(f"configuration {header.config_id} was never announced")
+        header = msgspec.structs.replace(header, block=self._next_block)
+        size = sum(len(as_bytes(buffer)) for buffer in buffers)
+        frames = dict(zip(header.frame_ids, header.acquired_at, strict=True))
+        block = Block(header=header, buffers=buffers, size=size, open_frames=frames)
+        self._next_block += 1
+        self._gathering -= len(frames)
+        self._held_bytes += size
+        self._blocks[header.block] = block
+        self._queue.append(block)
+
+    def complete(self) -> None:
+        """No frame will be acquired any more."""
+        self._complete = True
+
+    def lose_gathering(self, reason: str) -> None:
+        """The frames that are in no block yet will never be sent."""
+        self.lose(self._gathering, reason)
+
+    def abandon(self, reason: str) -> None:
+        """Give up what is still in flight, for the reason given."""
+        self.lose_gathering(reason)
+        for block in list(self._blocks.values()):
+            self._count_lost(len(block.open_frames), reason)
+            block.open_frames.clear()
+            self._forget(block)
+
+    @property
+    def drained(self) -> bool:
+        """Whether the series is complete and every frame has its verdict."""
+        return self._complete and not self._blocks and not self._gathering
+
+    def end(self, last_frame_id: int) -> None:
+        """Tell every worker that the series is over."""
+        assert self._start is not None
+        accounts = self.accounts()
+        self._end = End(
+            series=self._start.series,
+            last_frame_id=last_frame_id,
+            acquired=accounts.acquired,
+            acknowledged=accounts.acknowledged,
+            lost=sum(accounts.lost.values()),
+        )
+        for peer in self.peers.values():
+            peer.notices.append(self._end)
+
+    def accounts(self) -> Accounts:
+        """Where every frame is, counted one by one from what is held, not as a difference.
+
+        Raises
+        ------
+        RuntimeError
+            If the accounts do not balance, which is a bug.
+        """
+        in_flight = self._gathering + sum(len(block.open_frames) for block in self._blocks.values())
+        accounts = Accounts(self._acquired, self._acknowledged, in_flight, dict(self._lost))
+        if not accounts.balanced:
+            raise RuntimeError(f"frames unaccounted for: {accounts}")
+        return accounts
+
+    def has_room(self, size: int) -> bool:
+        """Whether the window of unacknowledged payload takes ``size`` bytes more (an empty one takes any)."""
+        return not self._held_bytes or self._held_bytes + size <= self._window
+
+    @property
+    def is_roomy(self) -> bool:
+        """Whether so much room has come free that it pays to wake whoever waits for it."""
+        return self._held_bytes <= self._window * 7 // 8
+
+    @property
+    def has_credit(self) -> bool:
+        """Whether some worker would take a block now."""
+        return any(peer.present and peer.credit > 0 for peer in self.peers.values())
+
+    @property
+    def held_bytes(self) -> int:
+        """Payload that waits for its acknowledgement, queued or sent."""
+        return self._held_bytes
+
+    # ---- what workers say
+
+    def hello(self, identity: bytes, hello: Hello, now: float) -> None:
+        """A worker starts, or starts again over a new connection: what it held before goes to others."""
+        self._recall(identity)
+        peer = self.peers[identity] = Peer(name=hello.worker, last_seen=now)
+        if self._start is not None:
+            peer.notices.append(self._start)
+        if self._end is not None:
+            peer.notices.append(self._end)
+
+    def heard(self, identity: bytes, now: float) -> bool:
+        """A sign of life. True if the worker had been given up as silent, and is back."""
+        peer = self.peers.get(identity)
+        if peer is None:
+            return False
+        returned = not peer.present
+        peer.last_seen, peer.present = now, True
+        return returned
+
+    def credit(self, identity: bytes, blocks: int) -> None:
+        """A worker takes this many blocks more."""
+        peer = self.peers.get(identity)
+        if peer is not None and blocks > 0:
+            peer.credit += blocks
+
+    def ack(self, ack: Ack, wall_now: float) -> int:
+        """Results are durable, whoever recovered them; returns how many frames that is news for."""
+        block = self._block_of(ack)
+        if block is None:
+            return 0
+        times = [block.open_frames.pop(f) for f in ack.frame_ids if f in block.open_frames]
+        self._acknowledged += len(times)
+        self.late_answers += len(ack.frame_ids) - len(times)
+        self.latency.add([wall_now - time for time in times])
+        self._settle(block)
+        return len(times)
+
+    def reject(self, identity: bytes, reject: Reject) -> None:
+        """Frames could not be recovered: they are tried again, with another worker if there is one.
+
+        After ``ATTEMPTS`` rejections of the same frame it is lost, with the last reason. Only the worker that
+        holds the block now is listened to: of the others' verdicts only the good ones count.
+        """
+        block = self._block_of(reject)
+        if block is None or block.holder != identity:
+            return
+        for frame in reject.frame_ids:
+            if frame in block.open_frames and frame not in block.refused:
+                block.refused[frame] = reject.reason
+                block.refused_by.add(identity)
+                block.refusals[frame] += 1
+                if block.refusals[frame] >= ATTEMPTS:
+                    del block.open_frames[frame]
+                    self._count_lost(1, reject.reason)
+        self._settle(block)
+
+    def goodbye(self, identity: bytes) -> None:
+        """A worker left, or its connection is gone: what it held goes to others."""
+        self._recall(identity)
+        self.peers.pop(identity, None)
+
+    # ---- what goes out
+
+    def tick(self, now: float) -> list[str]:
+        """Take back the blocks of workers that fell silent; returns their names."""
+        silent = [
+            identity
+            for identity, peer in self.peers.items()
+            if peer.present and now - peer.last_seen >= self._silent_after
+        ]
+        for identity in silent:
+            self.peers[identity].present = False
+            self._recall(identity)
+        return [self.peers[identity].name for identity in silent]
+
+    def heartbeat(self) -> None:
+        """Give every worker a sign of life."""
+        for peer in self.peers.values():
+            peer.notices.append(Heartbeat())
+
+    def next_notices(self) -> Delivery | None:
+        """What is to be told to some worker, apart from frames."""
+        for identity, peer in self.peers.items():
+            if peer.notices:
+                messages = [(message, ()) for message in peer.notices]
+                peer.notices.clear()
+                return Delivery(identity, list(messages))
+        return None
+
+    def next_block(self) -> Delivery | None:
+        """The next block that some worker may have, with its configuration if that is news to the worker.
+
+        From here on the worker holds it; if it cannot be sent after all, call ``goodbye``.
+        """
+        while self._queue and not self._is_open(self._queue[0]):
+            self._queue.popleft()  # acknowledged late, while it waited to be sent again
+        ready = [identity for identity, peer in self.peers.items() if peer.present and peer.credit > 0]
+        if not ready or not self._queue:
+            return None
+        ready.sort(key=self._turn)
+        for position, block in enumerate(self._queue):
+            if self._is_open(block) and (identity := self._taker(block, ready)) is not None:
+                del self._queue[position]
+                return self._hand_over(block, identity)
+        return None
+
+    def _turn(self, identity: bytes) -> tuple[int, int]:
+        """The most free worker first; of equally free ones the one that had least."""
+        peer = self.peers[identity]
+        return -peer.credit, peer.served
+
+    def _taker(self, block: Block, ready: list[bytes]) -> bytes | None:
+        """The worker to try: one that has not rejected it, unless all that are present have."""
+        for identity in ready:
+            if identity not in block.refused_by:
+                return identity
+        others = any(
+            peer.present and identity not in block.refused_by for identity, peer in self.peers.items()
+        )
+        return None if others else ready[0]
+
+    def _hand_over(self, block: Block, identity: bytes) -> Delivery:
+        peer = self.peers[identity]
+        peer.credit -= 1
+        peer.served += 1
+        peer.blocks[block.header.block] = block
+        block.holder = identity
+        if len(block.open_frames) < len(block.header.frame_ids):  # some have their verdict from before
+            block.header = msgspec.structs.replace(block.header, wanted=list(block.open_frames))
+        messages: list[tuple[Message, Sequence[Buffer]]] = []
+        if block.header.config_id not in peer.configurations:
+            peer.configurations.add(block.header.config_id)
+            messages.append((self._configurations[block.header.config_id], ()))
+        messages.append((block.header, block.buffers))
+        return Delivery(identity, messages)
+
+    # ---- inside
+
+    def _is_open(self, block: Block) -> bool:
+        return self._blocks.get(block.header.block) is block
+
+    def _block_of(self, answer: Ack | Reject) -> Block | None:
+        block = self._blocks.get(answer.block)
+        if block is None or answer.series != block.header.series:
+            self.late_answers += len(answer.frame_ids)
+            return None
+        return block
+
+    def _count_lost(self, count: int, reason: str) -> None:
+        if not count:
+            return
+        if reason not in self._lost and len(self._lost) >= REASONS_KEPT:
+            reason = "other reasons"
+        self._lost[reason] += count
+
+    def _settle(self, block: Block) -> None:
+        """After a verdict: forget the block if all are in; try again what was only rejected."""
+        if not block.open_frames:
+            self._forget(block)
+        elif block.holder is not None and all(frame in block.refused for frame in block.open_frames):
+            self._requeue(block)
+
+    def _forget(self, block: Block) -> None:
+        self._release(block)
+        del self._blocks[block.header.block]
+        self._held_bytes -= block.size
+
+    def _release(self, block: Block) -> None:
+        if block.holder is not None and block.holder in self.peers:
+            self.peers[block.holder].blocks.pop(block.header.block, None)
+        block.holder = None
+
+    def _requeue(self, block: Block) -> None:
+        self._release(block)
+        block.refused.clear()
+        block.header = msgspec.structs.replace(block.header, attempt=block.header.attempt + 1)
+        self._queue.appendleft(block)
+        self.blocks_redelivered += 1
+
+    def _recall(self, identity: bytes) -> None:
+        peer = self.peers.get(identity)
+        if peer is not None:
+            for block in sorted(peer.blocks.values(), key=lambda b: b.header.block, reverse=True):
+                self._requeue(block)

@@ -1,0 +1,290 @@
+"""The detector's end of the data plane: a thread that sends what the ledger says, at the link's speed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+
+from common.wire.link import Bell, Buffer, Link, LinkLimit, Malformed, PeerGone, Pulse, Received
+from common.wire.messages import (
+    Ack,
+    ConfigurationNotice,
+    Credit,
+    Frames,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Refusal,
+    Reject,
+    Start,
+)
+from detector_sim.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+LONGEST_POLL_SECONDS = 0.5
+
+
+class Publisher:
+    """Serves workers on one socket, series after series.
+
+    The acquisition thread hands over blocks; the publisher's own thread sends them, listens to workers and
+    keeps the ledger. ``changed`` guards the ledger and is notified when room has come free.
+
+    Parameters
+    ----------
+    event : callable
+        ``event(kind, message)``: told about workers that come and go.
+    drained : callable
+        Called on the publisher's thread when a completed series has been delivered and *end* was sent.
+    failed : callable
+        Told if the publisher's thread fails; nothing moves any more.
+
+    Raises
+    ------
+    OSError
+        If ``bind`` cannot be bound, in one line.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        bind: str,
+        *,
+        heartbeat_seconds: float,
+        silent_after_seconds: float,
+        window_bytes: int,
+        event: Callable[[str, str], None],
+        drained: Callable[[], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._link = Link.router(context, bind)
+        self._ledger = Ledger(silent_after_seconds=silent_after_seconds, window_bytes=window_bytes)
+        self._limit = LinkLimit(None)
+        self._heartbeat = Pulse(heartbeat_seconds)
+        self._watch = Pulse(silent_after_seconds / 10)
+        self._event, self._drained, self._failed = event, drained, failed
+        self._bell = Bell()
+        self._closing = False
+        self._series_open = False
+        self._sent_before = 0
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self.changed = threading.Condition()
+
+    @property
+    def endpoint(self) -> str:
+        """The address really bound."""
+        return self._link.endpoint
+
+    def start(self) -> None:
+        """Serve workers."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving; what is queued in the socket gets a moment to leave."""
+        self._closing = True
+        self._bell.ring()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._link.close()
+        self._bell.close()
+
+    # ---- the acquisition side
+
+    @property
+    def ledger(self) -> Ledger:
+        """The accounts; hold ``changed`` while looking at them."""
+        return self._ledger
+
+    @property
+    def bytes_wire(self) -> int:
+        """Bytes sent since the series was opened: headers, payloads, references, heartbeats, redeliveries."""
+        return self._link.bytes_sent - self._sent_before
+
+    @property
+    def malformed(self) -> int:
+        """Messages received that could not be read."""
+        return self._link.malformed
+
+    def workers(self) -> list[dict[str, Any]]:
+        """The workers as seen from here."""
+        now = time.monotonic()
+        with self.changed:
+            return [
+                {
+                    "name": peer.name,
+                    "credit": peer.credit,
+                    "in_flight": sum(len(block.open_frames) for block in peer.blocks.values()),
+                    "last_seen_s": now - peer.last_seen,
+                    "present": peer.present,
+                }
+                for peer in self._ledger.peers.values()
+            ]
+
+    def open(self, start: Start, link_mbit_per_s: float | None) -> None:
+        """Begin a series over a link of this speed (None: unlimited)."""
+        with self.changed:
+            self._ledger.open(start)
+            self._limit = LinkLimit(link_mbit_per_s)
+            self._sent_before = self._link.bytes_sent
+            self._series_open = True
+        self._bell.ring()
+
+    def configure(self, notice: ConfigurationNotice) -> None:
+        """Make a configuration known before the first block that uses it."""
+        with self.changed:
+            self._ledger.configure(notice)
+
+    def add(self, header: Frames, buffers: Sequence[Buffer]) -> None:
+        """Queue a block; its buffers must stay as they are until it is acknowledged."""
+        with self.changed:
+            self._ledger.add(header, buffers)
+            is_awaited = self._ledger.has_credit
+        if is_awaited:
+            self._bell.ring()
+
+    def lose(self, count: int, reason: str) -> None:
+        """So many frames that are in no block yet will never be sent."""
+        with self.changed:
+            self._ledger.lose(count, reason)
+
+    def complete(self) -> None:
+        """No frame will be acquired any more: when all is delivered, the series ends."""
+        with self.changed:
+            self._ledger.complete()
+        self._bell.ring()
+
+    def abandon(self, reason: str) -> None:
+        """Give up what is not yet delivered."""
+        with self.changed:
+            self._ledger.abandon(reason)
+        self._bell.ring()
+
+    # ---- the publisher's thread
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            log.exception("the publisher's thread failed")
+            self._failed(error)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        self._link.register(poller)
+        self._bell.register(poller)
+        wait = 0.0
+        while not self._closing:
+            poller.poll(int(1000 * wait) + 1 if wait > 0 else 0)
+            self._bell.clear()
+            heard = self._receive()
+            now = time.monotonic()
+            with self.changed:
+                if self._watch.due(now):
+                    for name in self._ledger.tick(now):
+                        self._event("worker_silent", f"worker {name} is silent: its frames go to others")
+                if self._heartbeat.due(now):
+                    self._ledger.heartbeat()
+                ending = self._series_open and self._ledger.drained
+                if ending:
+                    self._series_open = False
+                    self._ledger.end(self._ledger.accounts().acquired - 1)
+                if heard and self._ledger.is_roomy:
+                    self.changed.notify_all()
+            self._send_notices()
+            if ending:
+                self._drained()
+            pause = self._send_blocks()
+            now = time.monotonic()
+            wait = min(pause, self._heartbeat.wait(now), self._watch.wait(now))
+
+    def _receive(self) -> bool:
+        heard = False
+        while (received := self._link.receive()) is not None:
+            heard = True
+            with self.changed:
+                self._hear(received)
+        return heard
+
+    def _hear(self, received: Received) -> None:
+        identity, ledger = received.identity, self._ledger
+        now = time.monotonic()
+        if ledger.heard(identity, now):
+            self._event("worker_back", f"worker {ledger.peers[identity].name} is heard again")
+        match received.message:
+            case Ack() as ack:
+                ledger.ack(ack, time.time())
+                ledger.credit(identity, ack.credit)
+            case Credit(blocks=blocks):
+                ledger.credit(identity, blocks)
+            case Heartbeat():
+                pass
+            case Reject() as reject:
+                log.warning("frames %s rejected: %s", reject.frame_ids, reject.reason)
+                ledger.reject(identity, reject)
+            case Hello() as hello:
+                ledger.hello(identity, hello, now)
+                self._event("worker_joined", f"worker {hello.worker} on {hello.host} (pid {hello.pid})")
+            case Goodbye():
+                self._lose_peer(identity, "left")
+            case Malformed(reason):
+                self._refuse(identity, reason)
+            case other:
+                self._refuse(identity, f"a detector does not take {type(other).__name__} messages")
+
+    def _refuse(self, identity: bytes, reason: str) -> None:
+        known = identity in self._ledger.peers
+        log.warning("message from %r not understood: %s", identity, reason)
+        if not known:
+            try:
+                self._spend(self._link.send(Refusal(reason=reason), to=identity))
+            except PeerGone:
+                return
+            self._event("worker_refused", reason)
+
+    def _lose_peer(self, identity: bytes, how: str) -> None:
+        peer = self._ledger.peers.get(identity)
+        if peer is not None:
+            self._ledger.goodbye(identity)
+            self._event("worker_left", f"worker {peer.name} {how}")
+
+    def _send_notices(self) -> None:
+        """Everything but frames goes at once; it takes from the link's budget all the same."""
+        while True:
+            with self.changed:
+                delivery = self._ledger.next_notices()
+            if delivery is None:
+                return
+            try:
+                for message, buffers in delivery.messages:
+                    self._spend(self._link.send(message, buffers, to=delivery.to))
+            except PeerGone:
+                with self.changed:
+                    self._lose_peer(delivery.to, "is gone")
+                    self.changed.notify_all()
+
+    def _send_blocks(self) -> float:
+        """Send what credit and the link allow; returns the seconds until the link is free again."""
+        while True:
+            wait = self._limit.wait(time.monotonic())
+            if wait > 0:
+                return wait
+            with self.changed:
+                delivery = self._ledger.next_block()
+            if delivery is None:
+                return LONGEST_POLL_SECONDS
+            try:
+                for message, buffers in delivery.messages:
+                    self._spend(self._link.send(message, buffers, to=delivery.to))
+            except PeerGone:
+                with self.changed:
+                    self._lose_peer(delivery.to, "is gone")
+                    self.changed.notify_all()
+
+    def _spend(self, size: int) -> None:
+        self._limit.spend(size, time.monotonic())

@@ -1,0 +1,239 @@
+"""Particles named by a RELION STAR file: 3.1 with an optics table, or the older one-table style.
+
+Older columns come out as the newer ones: origins in angstrom instead of pixels; voltage, aberration,
+amplitude contrast and pixel size in the optics row instead of in every particle's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import starfile
+
+from detector_sim.sources.base import (
+    BadFile,
+    FrameBatch,
+    Source,
+    SourceError,
+    choose_pixel_size,
+    optics_row,
+)
+from detector_sim.sources.stack import Stack, open_stack
+
+_OPEN_STACKS = 16
+_MICROSCOPE = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+_NAMES = ("rlnImageName", "rlnMicrographName", "rlnGroupName", "rlnTomoName", "rlnOpticsGroupName")
+_USUAL_MAGNIFICATION = 1e4  # files that give a pixel size in angstrom as rlnDetectorPixelSize leave it out
+
+
+class StarSource(Source):
+    """The particles of a STAR file in its order, with all their columns as metadata.
+
+    Stacks are sought beside the STAR file and in the folders above it (a RELION project's root). All must
+    be there, of one shape and dtype, and hold the images named: this is checked before the session runs.
+
+    Raises
+    ------
+    SourceError
+        One line: what is missing or does not fit, in which row.
+    """
+
+    def __init__(self, path: Path, pixel_size_angstrom: float | None = None) -> None:
+        optics, particles = _read_tables(path)
+        self._star = path
+        self._paths, self._indices = _locate(path, particles["rlnImageName"])
+        self._stacks: OrderedDict[Path, Stack] = OrderedDict()
+        self._next = 0
+        self.bad_files: list[BadFile] = []
+        self.frame_count = len(particles)
+        try:
+            self._check_stacks()
+            stated = _pixel_size(path, optics, particles) or self._stack(self._paths[0]).pixel_size_angstrom
+            self.pixel_size_angstrom = choose_pixel_size(pixel_size_angstrom, stated, path)
+            self.optics = _optics(path, optics, particles, self.shape, self.pixel_size_angstrom)
+            self._metadata = _metadata(particles, self.pixel_size_angstrom)
+        except SourceError:
+            self.close()
+            raise
+
+    def _stack(self, path: Path) -> Stack:
+        """The open stack; only the last few stay open."""
+        if path not in self._stacks:
+            self._stacks[path] = open_stack(path)
+            if len(self._stacks) > _OPEN_STACKS:
+                self._stacks.popitem(last=False)[1].close()
+        self._stacks.move_to_end(path)
+        return self._stacks[path]
+
+    def _check_stacks(self) -> None:
+        """Every stack can be opened, is like the first, and holds what is asked of it."""
+        rows = pd.DataFrame({"path": self._paths, "index": self._indices})
+        for number, (path, group) in enumerate(rows.groupby("path", sort=False)):
+            assert isinstance(path, Path)
+            stack = self._stack(path)
+            if number == 0:
+                self.shape: tuple[int, int] = stack.shape
+                self.dtype: np.dtype[Any] = stack.dtype
+            if (stack.shape, stack.dtype) != (self.shape, self.dtype):
+                raise SourceError(
+                    f"{self._star}: {path.name} holds {stack.shape[0]} x {stack.shape[1]} {stack.dtype}, "
+                    f"{self._paths[0].name} {self.shape[0]} x {self.shape[1]} {self.dtype}; "
+                    "all images must be alike"
+                )
+            outside = group[(group["index"] < 0) | (group["index"] >= stack.count)]
+            if len(outside):
+                row, image = int(outside.index[0]) + 1, int(outside["index"].iloc[0]) + 1
+                raise SourceError(
+                    f"{self._star}: row {row} names image {image} of {path.name}, which holds {stack.count}"
+                )
+
+    def read(self, count: int) -> FrameBatch | None:
+        """The next particles, at most ``count``; None after the last row.
+
+        Raises
+        ------
+        SourceError
+            If an image cannot be read or decoded.
+        """
+        first, last = self._next, min(self._next + count, len(self._paths))
+        if first >= last:
+            return None
+        frames = np.empty((last - first, *self.shape), self.dtype)
+        for begin, end in self._runs(first, last):
+            stack = self._stack(self._paths[begin])
+            frames[begin - first : end - first] = stack.frames(int(self._indices[begin]), end - begin)
+        self._next = last
+        return FrameBatch(frames, {name: values[first:last] for name, values in self._metadata.items()})
+
+    def _runs(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Rows first .. last-1 cut into pieces that lie one after the other in one stack.
+
+        Pieces of one stack come together, so that it is opened once.
+        """
+        paths, indices = self._paths, self._indices
+        starts = [
+            row
+            for row in range(first, last)
+            if row == first or paths[row] != paths[row - 1] or indices[row] != indices[row - 1] + 1
+        ]
+        runs = list(zip(starts, [*starts[1:], last], strict=True))
+        return sorted(runs, key=lambda run: (str(paths[run[0]]), run[0]))
+
+    def close(self) -> None:
+        """Let go of the stacks."""
+        for stack in self._stacks.values():
+            stack.close()
+        self._stacks.clear()
+
+
+def _read_tables(path: Path) -> tuple[pd.DataFrame | None, pd.DataFrame]:
+    """The optics table, if there is one, and the particles."""
+    if not path.exists():
+        raise SourceError(f"{path}: no such file; check the path")
+    try:
+        blocks = starfile.read(path, always_dict=True)
+    except Exception as error:  # whatever its parser stumbles on
+        raise SourceError(f"{path}: not a STAR file ({' '.join(str(error).split())})") from error
+    tables = {
+        name: block if isinstance(block, pd.DataFrame) else pd.DataFrame([block])
+        for name, block in blocks.items()
+    }
+    if not tables:
+        raise SourceError(f"{path}: no table in it; a STAR file of particles is needed")
+    particles = next((table for table in tables.values() if "rlnImageName" in table), None)
+    if particles is None:
+        raise SourceError(f"{path}: no column rlnImageName; a STAR file of extracted particles is needed")
+    if not len(particles):
+        raise SourceError(f"{path}: no particles in it")
+    return tables.get("optics"), particles
+
+
+def _locate(star: Path, names: pd.Series) -> tuple[list[Path], np.ndarray]:
+    """Path and index (from 0) of every image, named ``index@stack``; without an index, the first."""
+    paths: list[Path] = []
+    indices = np.empty(len(names), np.int64)
+    found: dict[str, Path] = {}
+    for row, name in enumerate(names.astype(str)):
+        number, at, stack = name.rpartition("@")
+        if at and not number.isdigit():
+            raise SourceError(f"{star}: row {row + 1}: image name {name!r} is not of the form index@stack")
+        if stack not in found:
+            found[stack] = _find(star, stack, row)
+        paths.append(found[stack])
+        indices[row] = int(number) - 1 if at else 0
+    return paths, indices
+
+
+def _find(star: Path, stack: str, row: int) -> Path:
+    beside = star.resolve().parent
+    for folder in (beside, *beside.parents):
+        if (folder / stack).is_file():
+            return folder / stack
+    if (beside / Path(stack).name).is_file():  # moved here together with its STAR file
+        return beside / Path(stack).name
+    raise SourceError(f"{star}: row {row + 1}: {stack} is neither beside it nor in a folder above it")
+
+
+def _constant(star: Path, table: pd.DataFrame, column: str) -> Any:
+    """The one value of a column."""
+    values = table[column].unique()
+    if len(values) > 1:
+        raise SourceError(
+            f"{star}: {column} is {values[0]} and {values[1]}; one session needs one value: split the file"
+        )
+    return values[0].item() if isinstance(values[0], np.generic) else values[0]
+
+
+def _pixel_size(star: Path, optics: pd.DataFrame | None, particles: pd.DataFrame) -> float | None:
+    """Angstrom, of the tables alone."""
+    for table in (optics, particles):
+        if table is None:
+            continue
+        for column in ("rlnImagePixelSize", "rlnPixelSize"):
+            if column in table:
+                return float(_constant(star, table, column))
+        if "rlnDetectorPixelSize" in table:  # micrometres
+            magnified = "rlnMagnification" in table
+            magnification = _constant(star, table, "rlnMagnification") if magnified else _USUAL_MAGNIFICATION
+            return float(_constant(star, table, "rlnDetectorPixelSize")) * 1e4 / float(magnification)
+    return None
+
+
+def _optics(
+    star: Path, optics: pd.DataFrame | None, particles: pd.DataFrame, shape: tuple[int, int], pixel: float
+) -> dict[str, Any]:
+    """One optics row. Columns in which the groups differ (say, beam tilt) are left out."""
+    known: dict[str, Any] = {}
+    for column in _MICROSCOPE:
+        for table in (optics, particles):
+            if table is not None and column in table:
+                known[column] = _constant(star, table, column)
+                break
+    if optics is not None:
+        for column in optics.columns:
+            if column not in known and optics[column].nunique() == 1:
+                known[column] = _constant(star, optics, column)
+    ours = optics_row(shape, pixel)
+    return known | ours | {"rlnOpticsGroupName": str(known.get("rlnOpticsGroupName", "opticsGroup1"))}
+
+
+def _metadata(particles: pd.DataFrame, pixel: float) -> dict[str, list[Any]]:
+    """Every particle column as RELION 3.1 has it."""
+    gone = {*_MICROSCOPE, "rlnMagnification", "rlnDetectorPixelSize", "rlnImagePixelSize", "rlnPixelSize"}
+    columns: dict[str, list[Any]] = {}
+    for column in particles.columns:
+        values = particles[column]
+        if column in gone or column.startswith("_"):
+            continue
+        if column in ("rlnOriginX", "rlnOriginY"):
+            columns.setdefault(f"{column}Angst", (values * pixel).tolist())
+        elif column in _NAMES:
+            columns[column] = values.astype(str).tolist()
+        else:
+            columns[column] = values.tolist()
+    columns["rlnOpticsGroup"] = [1] * len(particles)
+    return columns

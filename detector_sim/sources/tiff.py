@@ -1,0 +1,90 @@
+"""TIFF stacks, a page a frame, whatever lossless coding (LZW, Deflate, Zstd, ...), by tifffile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from detector_sim.sources.base import FRAME_DTYPES, SourceError
+
+_PLAUSIBLE_PIXEL_ANGSTROM = (0.05, 100.0)  # resolution tags often hold 72 dots per inch
+
+
+class TiffStack:
+    """An open TIFF file of grey pages; rows come in the file's order; half precision becomes float32."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = tifffile.TiffFile(path)
+        except Exception as error:  # whatever its parser stumbles on
+            raise SourceError(f"{path}: not a TIFF file ({' '.join(str(error).split())})") from error
+        pages = list(self._file.pages)
+        try:
+            _check_pages(path, pages)
+        except SourceError:
+            self._file.close()
+            raise
+        first = pages[0]
+        self.count = len(pages)
+        self.shape = (int(first.shape[0]), int(first.shape[1]))
+        stored = np.dtype(first.dtype)
+        self.dtype: np.dtype[Any] = np.dtype(np.float32 if stored == np.float16 else stored)
+        self.pixel_size_angstrom = _pixel_size(first)
+
+    def frames(self, first: int, count: int) -> np.ndarray:
+        """Frames first .. first+count-1, (count, H, W)."""
+        frames = np.empty((count, *self.shape), self.dtype)
+        for offset in range(count):
+            try:
+                frames[offset] = self._file.pages[first + offset].asarray()
+            except Exception as error:  # decoders have each their own kinds
+                page = f"{self.path}: page {first + offset + 1}"
+                raise SourceError(f"{page} cannot be decoded ({' '.join(str(error).split())})") from error
+        return frames
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+def _check_pages(path: Path, pages: list[Any]) -> None:
+    """Raise SourceError, one line, unless every page is a grey image of one shape and dtype, all there."""
+    if not pages:
+        raise SourceError(f"{path}: a TIFF file without pages; write it again or leave it out")
+    size = path.stat().st_size
+    first = pages[0]
+    for number, page in enumerate(pages, 1):
+        if len(page.shape) != 2:
+            raise SourceError(f"{path}: page {number} is in colour (RGB); single-channel images are needed")
+        if 0 in page.shape:
+            raise SourceError(f"{path}: page {number} has no pixels")
+        if page.shape != first.shape or page.dtype != first.dtype:
+            raise SourceError(
+                f"{path}: page {number} is {page.shape} {page.dtype}, page 1 is {first.shape} {first.dtype}; "
+                "frames of one stack must be alike"
+            )
+        ends = [start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=False)]
+        if max(ends, default=0) > size:
+            raise SourceError(f"{path}: truncated: page {number} ends after the file does; copy it again")
+    stored = str(first.dtype)
+    if stored != "float16" and stored not in FRAME_DTYPES:
+        known = ", ".join(sorted(FRAME_DTYPES))
+        raise SourceError(f"{path}: pixels of type {stored} cannot be used; {known} can")
+
+
+def _pixel_size(page: Any) -> float | None:
+    """Angstrom per pixel, where the resolution tags hold something plausible."""
+    units = {2: 2.54e8, 3: 1e8}  # inch and centimetre, in angstrom
+    unit, resolution = page.tags.get("ResolutionUnit"), page.tags.get("XResolution")
+    if unit is None or resolution is None or int(unit.value) not in units:
+        return None
+    pixels, length = resolution.value
+    if not pixels or not length:
+        return None
+    size = units[int(unit.value)] * length / pixels
+    low, high = _PLAUSIBLE_PIXEL_ANGSTROM
+    return size if low <= size <= high else None

@@ -1,0 +1,118 @@
+"""What a specimen is made of: scatterers at positions, from a coordinate file or from the built-in cage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from detector_sim.specimen.cage import cage
+from detector_sim.specimen.scattering import MEAN_RESIDUE_MASS, Scatterer, element, mean_residue
+
+_WATER_MASS = 18.015  # lost when a residue joins a chain
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """Scatterers of a few kinds at many positions, centred on their scattering mass.
+
+    Attributes
+    ----------
+    positions : np.ndarray
+        (n, 3) float64, x y z, angstrom.
+    weights : np.ndarray
+        (n,) float64: how many of its kind each one counts for (occupancy; a residue's mass).
+    kinds : np.ndarray
+        (n,) int64, index into ``scatterers``.
+    scatterers : tuple[Scatterer, ...]
+        The kinds.
+    """
+
+    positions: np.ndarray
+    weights: np.ndarray
+    kinds: np.ndarray
+    scatterers: tuple[Scatterer, ...]
+
+    @property
+    def diameter(self) -> float:
+        """Of the smallest sphere about the origin that holds every centre, angstrom."""
+        return 2 * float(np.linalg.norm(self.positions, axis=1).max())
+
+
+def cage_atoms() -> Atoms:
+    """The built-in octahedral cage, a bead a residue."""
+    positions = cage().reshape(-1, 3)
+    count = len(positions)
+    return Atoms(positions, np.ones(count), np.zeros(count, np.int64), (mean_residue(),))
+
+
+def read_atoms(path: Path) -> Atoms:
+    """The first model of a PDB or mmCIF file (also .gz), without its waters, as it stands in the file.
+
+    A residue given by its C-alpha alone becomes a bead of the residue's mass. Where hydrogens are missing,
+    those the residue should have are spread over its other atoms. B factors are left alone: they describe
+    the experiment the model came from.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or holds no atoms, in one line.
+    """
+    try:
+        structure = gemmi.read_structure(str(path))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: not a PDB or mmCIF file ({' '.join(str(error).split())})") from error
+    gathered = _Gathering()
+    if len(structure):
+        for chain in structure[0]:
+            for residue in chain:
+                if not residue.is_water():
+                    gathered.add(residue)
+    if not gathered.positions:
+        raise ValueError(f"{path}: no atoms in it; give a PDB or mmCIF file with coordinates")
+    return gathered.atoms()
+
+
+class _Gathering:
+    """Grows atom by atom."""
+
+    def __init__(self) -> None:
+        self.positions: list[list[float]] = []
+        self._weights: list[float] = []
+        self._kinds: list[int] = []
+        self._scatterers: dict[Scatterer, int] = {}
+
+    def add(self, residue: gemmi.Residue) -> None:
+        """A residue's atoms, or the bead that stands for it."""
+        known = gemmi.find_tabulated_residue(residue.name)
+        in_chain = known.is_amino_acid() or known.is_nucleic_acid()
+        if known.is_amino_acid() and [atom.name for atom in residue] == ["CA"]:
+            mass = max(known.weight - _WATER_MASS, 0.0) or MEAN_RESIDUE_MASS
+            self._place(residue[0], mean_residue(), mass / MEAN_RESIDUE_MASS)
+            return
+        for atom in residue:
+            self._place(atom, element(atom.element.name))
+        if any(atom.element.is_hydrogen for atom in residue):
+            return
+        missing = known.hydrogen_count - (2 if in_chain else 0)
+        for atom in residue:
+            self._place(atom, element("H"), max(missing, 0) / len(residue))
+
+    def _place(self, atom: gemmi.Atom, scatterer: Scatterer, weight: float = 1.0) -> None:
+        if weight * atom.occ <= 0:
+            return
+        self.positions.append(atom.pos.tolist())
+        self._weights.append(weight * atom.occ)
+        self._kinds.append(self._scatterers.setdefault(scatterer, len(self._scatterers)))
+
+    def atoms(self) -> Atoms:
+        """All of them, centred."""
+        positions = np.array(self.positions)
+        weights = np.array(self._weights)
+        kinds = np.array(self._kinds, np.int64)
+        scatterers = tuple(self._scatterers)
+        masses = weights * np.array([abs(s.forward) for s in scatterers])[kinds]
+        centre = (positions * masses[:, None]).sum(axis=0) / masses.sum()
+        return Atoms(positions - centre, weights, kinds, scatterers)
