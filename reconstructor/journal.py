@@ -1,0 +1,131 @@
+"""Each worker's own record of what it made durable: ``journal/<worker>.csv``, a line per frame.
+
+A line is written after the frame's image and measurement are on disk, so what a journal names exists. A
+frame that was delivered twice stands in two journals (or twice in one); readers take one line of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+FOLDER = "journal"
+
+COLUMNS = (
+    "frame_id",
+    "config_id",
+    "compression_factor",
+    "recovery_id",
+    "method",
+    "worker",
+    "attempt",
+    "acquired_at",  # Unix seconds, the detector's clock
+    "recovered_at",  # Unix seconds, the worker's clock
+    "latency_seconds",  # their difference: as exact as the two clocks agree
+    "free_residual",
+    "reference",  # 1: the frame was also sent whole
+    "psnr",
+    "ssim",
+    "frc_resolution_angstrom",
+    "archive_offset",
+    "archive_length",
+    "configuration_offset",
+    "metadata",  # RELION columns as JSON
+)
+
+_HEADER = (",".join(COLUMNS) + "\n").encode()
+
+
+class JournalWriter:
+    """Appends lines to one worker's journal; only one process writes a file.
+
+    Raises
+    ------
+    FileExistsError
+        If the file is there already.
+    """
+
+    def __init__(self, output: Path, worker: str) -> None:
+        folder = output / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(
+            folder / f"{worker}.csv", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
+        )
+        os.write(self._file, _HEADER)
+
+    def append(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Write lines, values in the order of ``COLUMNS``, None for what is not known."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        data = memoryview(text.getvalue().encode())
+        while data:
+            data = data[os.write(self._file, data) :]
+
+    def sync(self) -> None:
+        """Have the lines written so far on disk."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def journals(output: Path) -> list[Path]:
+    """The journals of a session, in the order of their names."""
+    return sorted((output / FOLDER).glob("*.csv"))
+
+
+def _whole_lines(path: Path) -> bytes:
+    """The file up to its last line end: a line without one was torn when its worker was killed."""
+    data = path.read_bytes()
+    return data[: data.rfind(b"\n") + 1]
+
+
+def find_row(output: Path, frame_id: int) -> dict[str, str]:
+    """The line of one frame, values as they stand in the file.
+
+    Raises
+    ------
+    KeyError
+        If no journal has it.
+    """
+    for path in journals(output):
+        data = _whole_lines(path)
+        at = data.find(b"\n%d," % frame_id)
+        if at >= 0:
+            line = data[at + 1 : data.index(b"\n", at + 1)].decode()
+            return dict(zip(COLUMNS, next(csv.reader([line])), strict=True))
+    raise KeyError(f"frame {frame_id} is not recovered")
+
+
+def read_journals(output: Path) -> tuple[pd.DataFrame, int]:
+    """All frames recovered, one row each in the order of their ids, and how many further lines there were.
+
+    Of several lines of a frame the one recovered last is taken (ties: the first worker by name), for its
+    image is the one that stands in the slot.
+    """
+    tables = [
+        pd.read_csv(io.BytesIO(data), dtype={"config_id": str, "recovery_id": str, "metadata": str})
+        for data in map(_whole_lines, journals(output))
+        if data.count(b"\n") > 1
+    ]
+    if not tables:
+        return pd.DataFrame(columns=list(COLUMNS)), 0
+    table = pd.concat(tables, ignore_index=True)
+    table = table.sort_values(
+        ["frame_id", "recovered_at", "worker"], ascending=[True, False, True], kind="stable"
+    )
+    unique = table.drop_duplicates("frame_id", keep="first", ignore_index=True)
+    return unique, len(table) - len(unique)

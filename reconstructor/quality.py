@@ -1,0 +1,185 @@
+"""How near a recovered image comes to a reference: PSNR, SSIM, Fourier ring correlation.
+
+A reference frame of a session is itself noisy, so these figures reward copying its noise; against a clean
+truth they tell how much of the specimen came back. All functions take batches (B, H, W) of any floating
+dtype, work in float64 (they see one frame in a hundred) and return one figure, or one curve, an image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from common.calibration import radial_bins
+
+SSIM_WINDOW = 7
+
+
+def _pair(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    if x.ndim != 3 or x.shape != reference.shape:
+        raise ValueError(
+            "images and references of one shape (B, H, W) expected, "
+            f"got {tuple(x.shape)} and {tuple(reference.shape)}"
+        )
+    return x.to(torch.float64), reference.to(torch.float64)
+
+
+def _data_range(reference: Tensor, data_range: float | None) -> Tensor:
+    """(B,): as given, else each reference's own maximum minus minimum."""
+    if data_range is None:
+        return reference.amax((1, 2)) - reference.amin((1, 2))
+    return torch.full((reference.shape[0],), float(data_range), dtype=torch.float64, device=reference.device)
+
+
+def psnr(x: Tensor, reference: Tensor, data_range: float | None = None) -> Tensor:
+    """Peak signal-to-noise ratio, dB.
+
+    Parameters
+    ----------
+    x, reference : Tensor
+        (B, H, W).
+    data_range : float, optional
+        The peak; by default each reference's own maximum minus minimum.
+
+    Returns
+    -------
+    Tensor
+        (B,) float64; infinite where the two are equal.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    x, reference = _pair(x, reference)
+    peak = _data_range(reference, data_range)
+    return 10 * torch.log10(peak.square() / (x - reference).square().mean((1, 2)))
+
+
+def ssim(x: Tensor, reference: Tensor, data_range: float | None = None) -> Tensor:
+    """Structural similarity, mean over the image.
+
+    Uniform 7x7 window, sample covariance, windows wholly inside the image: what scikit-image's
+    ``structural_similarity`` computes by default, and what the papers quote.
+
+    Parameters
+    ----------
+    x, reference : Tensor
+        (B, H, W), sides of at least 7 pixels.
+    data_range : float, optional
+        By default each reference's own maximum minus minimum.
+
+    Returns
+    -------
+    Tensor
+        (B,) float64.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or a side is shorter than the window.
+    """
+    x, reference = _pair(x, reference)
+    if min(x.shape[1:]) < SSIM_WINDOW:
+        raise ValueError(f"SSIM needs sides of at least {SSIM_WINDOW} pixels, got {x.shape[1]}x{x.shape[2]}")
+    scale = _data_range(reference, data_range)
+    c1 = (0.01 * scale).square()[:, None, None]
+    c2 = (0.03 * scale).square()[:, None, None]
+
+    def window_mean(image: Tensor) -> Tensor:
+        rows = avg_pool2d(image[:, None], (SSIM_WINDOW, 1), stride=1)
+        return avg_pool2d(rows, (1, SSIM_WINDOW), stride=1)[:, 0]
+
+    # second moments about a common level: variances of frames with a large offset keep their digits
+    level = reference.mean((1, 2), keepdim=True)
+    a, b = x - level, reference - level
+    mean_a, mean_b = window_mean(a), window_mean(b)
+    unbiased = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
+    var_a = unbiased * (window_mean(a * a) - mean_a * mean_a)
+    var_b = unbiased * (window_mean(b * b) - mean_b * mean_b)
+    covariance = unbiased * (window_mean(a * b) - mean_a * mean_b)
+    mean_a, mean_b = mean_a + level, mean_b + level
+    similarity = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / (
+        (mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2)
+    )
+    return similarity.mean((1, 2))
+
+
+def frc(x: Tensor, reference: Tensor) -> Tensor:
+    """Fourier ring correlation over integer rings, the field's convention.
+
+    Ring r holds the frequencies that round to r steps of the longer side (see
+    ``common.calibration.radial_bins``); rings end at Nyquist.
+
+    Parameters
+    ----------
+    x, reference : Tensor
+        (B, H, W).
+
+    Returns
+    -------
+    Tensor
+        (B, max(H, W) // 2 + 1) float64, in [-1, 1]; ring 0 is 1 by definition; 0 where a ring is empty.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    x, reference = _pair(x, reference)
+    shape = (int(x.shape[1]), int(x.shape[2]))
+    rings = radial_bins(shape, x.device).flatten()
+    count = max(shape) // 2 + 1
+    # each column but kx = 0 and Nyquist stands for two of the full plane
+    weight = torch.full((shape[0], shape[1] // 2 + 1), 2.0, dtype=torch.float64, device=x.device)
+    weight[:, 0] = 1.0
+    if shape[1] % 2 == 0:
+        weight[:, -1] = 1.0
+
+    def ring_sum(values: Tensor) -> Tensor:
+        sums = torch.zeros(values.shape[0], int(rings.max()) + 1, dtype=torch.float64, device=values.device)
+        return sums.index_add_(1, rings, (values * weight).flatten(1))[:, :count]
+
+    f, g = torch.fft.rfft2(x), torch.fft.rfft2(reference)
+    cross = ring_sum(f.real * g.real + f.imag * g.imag)
+    power = ring_sum(f.real.square() + f.imag.square()) * ring_sum(g.real.square() + g.imag.square())
+    curve = torch.where(power > 0, cross / power.clamp_min(torch.finfo(torch.float64).tiny).sqrt(), 0.0)
+    curve[:, 0] = 1.0
+    return curve
+
+
+def frc_resolution(
+    curve: Tensor, pixel_size: float, threshold: float = 0.5, *, side: int | None = None
+) -> Tensor:
+    """The resolution at which a ring correlation first falls below a threshold, angstrom.
+
+    Linear between the last ring above and the first below. A curve that never falls below gives its last
+    ring (Nyquist); one whose first ring is already below gives the whole side, the coarsest figure there is.
+
+    Parameters
+    ----------
+    curve : Tensor
+        (B, rings), from ``frc``.
+    pixel_size : float
+        Angstrom.
+    threshold : float
+        0.5 against a truth, 0.143 between halves of a data set.
+    side : int, optional
+        Longer side of the images, pixels; by default the even one that has so many rings.
+
+    Returns
+    -------
+    Tensor
+        (B,) float64, angstrom.
+    """
+    rings = curve.shape[1]
+    if side is None:
+        side = 2 * (rings - 1)
+    below = curve[:, 1:] < threshold
+    first = torch.where(below.any(1), below.int().argmax(1) + 1, rings - 1)
+    after = curve.gather(1, first[:, None])[:, 0]
+    before = curve.gather(1, first[:, None] - 1)[:, 0]
+    crossing = (first - 1) + (before - threshold) / (before - after).clamp_min(torch.finfo(curve.dtype).tiny)
+    ring = torch.where(below.any(1), crossing, first.to(curve.dtype)).clamp_min(1.0)
+    return side * pixel_size / ring

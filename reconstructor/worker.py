@@ -1,0 +1,396 @@
+"""A worker process: takes blocks against credit, recovers them, makes the results durable, acknowledges.
+
+None of its threads waits for another's work: the *link* receives, answers and keeps the heartbeat; the
+*recovery* joins waiting blocks of one configuration into batches and recovers them; the *writer* puts results
+on disk, all that wait with one sync; the *control bus* takes commands.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections import defaultdict, deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import torch
+import zmq
+from pydantic import BaseModel, ConfigDict, Field
+
+from common.session import RecoverySpec
+from common.settings import Settings
+from common.wire.control import ControlClient, error_line
+from common.wire.link import Received, keep_freed_memory
+from common.wire.messages import (
+    Ack,
+    ConfigurationNotice,
+    Frames,
+    Message,
+    Register,
+    Registered,
+    Reject,
+    Start,
+)
+from reconstructor.batches import Block, Outcome, Recoverer, RecoveryChoice
+from reconstructor.recovery import check_recovery
+from reconstructor.subscriber import Subscriber
+from reconstructor.writer import Results, ResultsWriter
+
+log = logging.getLogger(__name__)
+
+
+class _Arguments(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class RecoveryArguments(_Arguments):
+    """Of the command *recovery*, and of the answer to a registration."""
+
+    recovery: RecoverySpec
+    recovery_id: str = Field(min_length=1)
+
+
+class AttachArguments(_Arguments):
+    """Of the command *attach*."""
+
+    data_endpoint: str = Field(min_length=1)
+
+
+class _Tally:
+    """What this process has counted since it started; its threads add, telemetry reads."""
+
+    def __init__(self) -> None:
+        self.frames_recovered = self.frames_rejected = self.batches = 0
+        self.recovery_seconds = self.write_seconds = 0.0
+        self.quality: dict[str, dict[str, float]] = defaultdict(
+            lambda: dict.fromkeys(
+                (
+                    "frames",
+                    "psnr_sum",
+                    "ssim_sum",
+                    "frc_resolution_angstrom_sum",
+                    "free_frames",
+                    "free_residual_sum",
+                ),
+                0.0,
+            )
+        )
+
+    def add(self, results: Results) -> None:
+        """Count what is durable."""
+        quality = self.quality[results.header.config_id]
+        judged = results.psnr.keys() & results.ssim.keys() & results.frc_resolution_angstrom.keys()
+        free = [value for value in results.free_residual if value is not None]
+        for name, value in (
+            ("frames", len(judged)),
+            ("psnr_sum", sum(results.psnr[frame] for frame in judged)),
+            ("ssim_sum", sum(results.ssim[frame] for frame in judged)),
+            ("frc_resolution_angstrom_sum", sum(results.frc_resolution_angstrom[frame] for frame in judged)),
+            ("free_frames", len(free)),
+            ("free_residual_sum", sum(free)),
+        ):
+            quality[name] += value
+        self.frames_recovered += len(results.rows)
+
+
+class Worker:
+    """Everything a worker process does, apart from signals.
+
+    Parameters
+    ----------
+    name : str
+        As people know it; each process writes its files under a name of its own.
+    """
+
+    def __init__(self, settings: Settings, name: str, context: zmq.Context[Any]) -> None:
+        self._threads_of_torch = settings.worker_threads
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device)
+        self._unique_name = f"{name}-{uuid.uuid4().hex[:8]}"
+        self._recoverer = Recoverer(self._device, settings.batch_pixels)
+        self._choice = RecoveryChoice(RecoverySpec(), "default")
+        self._inbox: SimpleQueue[Received | None] = SimpleQueue()
+        self._outbox: SimpleQueue[Callable[[], None] | Outcome | None] = SimpleQueue()
+        self._waiting: deque[Received | None] = deque()
+        self._writer: ResultsWriter | None = None
+        self._tally = _Tally()
+        self._series = ""
+        self._busy_before = (time.monotonic(), 0.0)
+        self._error: str | None = None
+        self.wanted = threading.Event()  # set to have ``run_worker`` look at what happened
+        self._subscriber = Subscriber(
+            context,
+            self._unique_name,
+            credits=settings.credits,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            deliver=self._inbox.put,
+            failed=self.fail,
+        )
+        if settings.data_endpoint:
+            self._subscriber.attach(settings.data_endpoint)
+        self._control = ControlClient(
+            context,
+            settings.control_endpoint,
+            Register(
+                component="reconstructor",
+                name=name,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                details={"device": str(self._device), "threads": self._threads_of_torch},
+            ),
+            command=self.obey,
+            telemetry=self.telemetry,
+            failed=self.fail,
+            registered=self._registered,
+            interval_seconds=settings.heartbeat_seconds,
+        )
+        self._recovery_thread = threading.Thread(
+            target=self._guarded(self._recover), name="recovery", daemon=True
+        )
+        self._writer_thread = threading.Thread(target=self._guarded(self._write), name="writer", daemon=True)
+
+    def start(self) -> None:
+        """Join the control bus and, once it says where, the detector."""
+        self._recovery_thread.start()
+        self._writer_thread.start()
+        self._subscriber.start()
+        self._control.start()
+
+    def close(self) -> None:
+        """Take no more, finish what is here, acknowledge it, and leave."""
+        self._subscriber.leave()
+        self._inbox.put(None)
+        if not self.failed:
+            self._recovery_thread.join()
+            self._outbox.put(None)
+            self._writer_thread.join()
+        self._subscriber.close()
+        self._control.report()
+        self._control.close()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the worker cannot go on."""
+        return self._error is not None
+
+    @property
+    def error(self) -> str:
+        """What it failed of, in one line."""
+        return self._error or ""
+
+    def fail(self, error: Exception) -> None:
+        """Something the worker cannot do without has failed; what it held goes to others."""
+        self._error = self._error or error_line(error)
+        self._control.event("failed", self._error)
+        self.wanted.set()
+
+    def _guarded(self, run: Callable[[], None]) -> Callable[[], None]:
+        def guarded() -> None:
+            try:
+                run()
+            except Exception as error:
+                log.exception("a worker's thread failed")
+                self.fail(error)
+
+        return guarded
+
+    # ---- commands
+
+    def obey(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Do what the control bus says.
+
+        Raises
+        ------
+        ValueError
+            If the verb or an argument is wrong.
+        """
+        match verb:
+            case "recovery":
+                self._choose(RecoveryArguments.model_validate(arguments))
+                return {"recovery_id": self._choice.recovery_id}
+            case "attach":
+                self._subscriber.attach(AttachArguments.model_validate(arguments).data_endpoint)
+                return {}
+            case _:
+                raise ValueError(f"a reconstructor does not know the command {verb!r}")
+
+    def _choose(self, wanted: RecoveryArguments) -> None:
+        check_recovery(wanted.recovery)
+        self._choice = RecoveryChoice(wanted.recovery, wanted.recovery_id)
+
+    def _registered(self, answer: Registered) -> None:
+        if answer.recovery:
+            spec = {name: value for name, value in answer.recovery.items() if name != "recovery_id"}
+            self._choose(
+                RecoveryArguments(
+                    recovery=RecoverySpec.model_validate(spec), recovery_id=answer.recovery["recovery_id"]
+                )
+            )
+        if answer.data_endpoint:
+            self._subscriber.attach(answer.data_endpoint)
+
+    def telemetry(self) -> dict[str, Any]:
+        """What was counted since the process started, and how the worker is."""
+        tally, now = self._tally, time.monotonic()
+        then, busy = self._busy_before
+        self._busy_before = (now, tally.recovery_seconds)
+        share = (tally.recovery_seconds - busy) / (now - then) if now > then else 0.0
+        return {
+            "series": self._series,
+            "frames_recovered": tally.frames_recovered,
+            "frames_rejected": tally.frames_rejected,
+            "batches": tally.batches,
+            "recovery_seconds": tally.recovery_seconds,
+            "write_seconds": tally.write_seconds,
+            "busy_share": min(1.0, max(0.0, share)),
+            "blocks_held": self._subscriber.held,
+            "quality": {config_id: dict(figures) for config_id, figures in list(tally.quality.items())},
+            "recovery_id": self._choice.recovery_id,
+            "device": str(self._device),
+            "threads": self._threads_of_torch,
+            "data_endpoint": self._subscriber.endpoint,
+            "malformed_messages": self._subscriber.malformed,
+            "error": self.error,
+        }
+
+    # ---- the recovery thread
+
+    def _recover(self) -> None:
+        torch.set_num_threads(self._threads_of_torch)
+        while (received := self._next()) is not None:
+            match received.message:
+                case Start() as start:
+                    self._begin(start)
+                case ConfigurationNotice() as notice:
+                    if self._recoverer.configure(notice):
+                        self._outbox.put(lambda notice=notice: self._configure(notice))
+                case Frames() as header:
+                    self._recover_blocks(header, received)
+                case _:  # end: a series is over when its frames are, and the next start says the rest
+                    pass
+
+    def _next(self) -> Received | None:
+        return self._waiting.popleft() if self._waiting else self._inbox.get()
+
+    def _begin(self, start: Start) -> None:
+        if start.series == self._series:
+            return  # the same series, over a new connection
+        self._series = start.series
+        self._recoverer.start(start)
+        self._outbox.put(lambda: self._open(start))
+
+    def _recover_blocks(self, header: Frames, received: Received) -> None:
+        """Recover a block, together with those of the same configuration that wait behind it."""
+        blocks = [Block(header, received.buffers)]
+        frames = len(header.frame_ids)
+        while (follower := self._peek()) is not None and isinstance(follower.message, Frames):
+            next_header = follower.message
+            frames += len(next_header.frame_ids)
+            same = (next_header.series, next_header.config_id) == (header.series, header.config_id)
+            if not same or frames > self._recoverer.joined_frames:
+                break
+            blocks.append(Block(next_header, follower.buffers))
+            self._waiting.popleft()
+        began = time.monotonic()
+        outcomes = self._recoverer.recover(blocks, self._choice)
+        self._tally.recovery_seconds += time.monotonic() - began
+        self._tally.batches += 1
+        for outcome in outcomes:
+            self._outbox.put(outcome)
+
+    def _peek(self) -> Received | None:
+        """What comes next, if it is here already."""
+        if not self._waiting:
+            try:
+                self._waiting.append(self._inbox.get_nowait())
+            except Empty:
+                return None
+        return self._waiting[0]
+
+    # ---- the writer's thread
+
+    def _write(self) -> None:
+        ended = False
+        while not ended:
+            jobs = [self._outbox.get()]
+            while not self._outbox.empty():
+                jobs.append(self._outbox.get())
+            outcomes: list[Outcome] = []
+            for job in jobs:
+                match job:
+                    case Outcome():
+                        outcomes.append(job)
+                    case None:
+                        ended = True
+                    case _:
+                        self._finish(outcomes)
+                        outcomes = []
+                        job()
+            self._finish(outcomes)
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open(self, start: Start) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = ResultsWriter(start, self._unique_name)
+
+    def _configure(self, notice: ConfigurationNotice) -> None:
+        assert self._writer is not None
+        self._writer.configure(notice)
+
+    def _finish(self, outcomes: list[Outcome]) -> None:
+        """Make results durable, then answer for their blocks."""
+        group = [outcome.results for outcome in outcomes if outcome.results is not None]
+        if group:
+            assert self._writer is not None
+            began = time.monotonic()
+            self._writer.write(group)
+            self._tally.write_seconds += time.monotonic() - began
+        for outcome in outcomes:
+            header, results = outcome.block.header, outcome.results
+            answers: list[Message] = []
+            if results is not None:
+                self._tally.add(results)
+                frame_ids = [header.frame_ids[row] for row in results.rows]
+                answers.append(Ack(series=header.series, block=header.block, frame_ids=frame_ids))
+            self._tally.frames_rejected += len(outcome.rejected)
+            for reason in dict.fromkeys(outcome.rejected.values()):
+                frames = [frame for frame, why in outcome.rejected.items() if why == reason]
+                answers.append(
+                    Reject(series=header.series, block=header.block, frame_ids=frames, reason=reason)
+                )
+            self._subscriber.finish(answers)
+
+
+def run_worker(settings: Settings, name: str) -> int:
+    """Run a worker until it is told to end (SIGTERM, SIGINT); the process's exit code.
+
+    It then takes no more blocks, finishes and acknowledges those it has, and says goodbye.
+    """
+    keep_freed_memory()
+    context: zmq.Context[Any] = zmq.Context()
+    try:
+        worker = Worker(settings, name, context)
+    except (OSError, RuntimeError) as error:  # an endpoint or a device that does not exist
+        print(f"cryoflux reconstructor: {error_line(error)}", file=sys.stderr)
+        return 1
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: worker.wanted.set())
+    worker.start()
+    worker.wanted.wait()
+    worker.close()
+    context.term()
+    if worker.failed:
+        print(f"cryoflux reconstructor: {worker.error}", file=sys.stderr)
+        return 1
+    return 0
