@@ -1,0 +1,73 @@
+"""The REST interface: routes by resource, under one versioned base."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from services.control_plane import problems
+from services.control_plane.bus import Bus
+from services.control_plane.problems import Problem
+from services.control_plane.recorder import Recorder
+from services.control_plane.routes import acquisition, frames, health, metrics, recovery, sessions
+from services.control_plane.sessions import Finalise, Sessions
+
+API_VERSION = "1.0.0"
+BASE = "/api/v1"
+
+DESCRIPTION = """
+Steers a live compressive cryo-EM session: start it, change its mask and its recovery while frames flow, and
+see what was gained and what it cost. Errors are problem details (RFC 9457) with one clear line.
+"""
+
+
+def create_app(bus: Bus, recorder: Recorder, finalise: Finalise) -> FastAPI:
+    """The application; while it runs, it serves the bus and keeps the sessions."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        the_sessions = Sessions(bus, recorder, finalise)
+        app.state.bus, app.state.recorder, app.state.sessions = bus, recorder, the_sessions
+        the_sessions.restore()
+        bus.start(the_sessions)
+        yield
+        await the_sessions.close()
+        await bus.close()
+        recorder.close()
+
+    return routed(lifespan)
+
+
+def routed(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None) -> FastAPI:
+    """The routes and their document, without anything behind them."""
+    app = FastAPI(
+        title="CryoFlux control plane",
+        version=API_VERSION,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=f"{BASE}/docs",
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    for resource in (sessions, acquisition, recovery, metrics, frames):
+        app.include_router(resource.router, prefix=BASE)
+    app.include_router(health.router)
+    problems.install(app)
+    _document_problems(app)
+    return app
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Have the OpenAPI document say what errors look like."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"].update(schema.pop("$defs", {}), Problem=schema)
+        return document
+
+    app.openapi = openapi  # pyright: ignore[reportAttributeAccessIssue]

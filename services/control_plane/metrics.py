@@ -1,0 +1,262 @@
+"""The figures of a session: what was acquired, what the wire carried, what came back, and how good it is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from common.operators.spec import MaskSpec
+from services.control_plane.bus import Component
+from services.control_plane.session import Session
+from services.control_plane.states import State
+
+RATE_WINDOW_SECONDS = 5.0
+
+
+class FrameCounts(BaseModel):
+    """``acquired = acknowledged + in_flight + lost`` at every moment."""
+
+    acquired: int = Field(0, description="exposed by the camera")
+    acknowledged: int = Field(0, description="recovered, with the result on disk")
+    in_flight: int = Field(0, description="acquired, no verdict yet")
+    lost: int = 0
+    lost_by_reason: dict[str, int] = {}
+
+
+class ByteCounts(BaseModel):
+    """What the acquired frames are, were, and would have been."""
+
+    raw: int = Field(0, description="the acquired frames, uncoded")
+    wire: int = Field(0, description="sent to workers: headers, reference frames, redeliveries and all")
+    raw_lossless: int = Field(
+        0, description="the raw frames losslessly coded, from the reference frames' ratio"
+    )
+
+
+class Latency(BaseModel):
+    """From the end of the exposure to the acknowledgement, on the detector's clock."""
+
+    p50_seconds: float | None = None
+    p99_seconds: float | None = None
+
+
+class Quality(BaseModel):
+    """Means over frames; null where nothing was measured."""
+
+    references: int = Field(
+        default=0, description="frames also sent whole and recovered: PSNR, SSIM and FRC are theirs"
+    )
+    psnr: float | None = Field(default=None, description="dB")
+    ssim: float | None = None
+    frc_resolution_angstrom: float | None = None
+    free_residual: float | None = Field(
+        default=None,
+        description="error in predicting measurements kept out of the recovery; 1: nothing predicted",
+    )
+
+
+class ConfigurationFigures(BaseModel):
+    """What was acquired with one configuration, and how it came back."""
+
+    config_id: str
+    mask: MaskSpec
+    compression_factor: float
+    printed_compression_factor: float
+    error_bound: str
+    first_frame: int | None = Field(description="null: none was acquired with it")
+    frames: int
+    quality: Quality
+
+
+class WorkerFigures(BaseModel):
+    """A worker as it is known on the control bus; counts are of the process that runs now."""
+
+    name: str
+    host: str
+    pid: int
+    present: bool = Field(description="whether it is heard")
+    device: str | None = None
+    threads: int | None = None
+    busy_share: float | None = None
+    frames_recovered: int = 0
+    frames_rejected: int = 0
+
+
+class Metrics(BaseModel):
+    """All figures of a session at one moment."""
+
+    session: str
+    state: State
+    at: float = Field(description="Unix time, seconds")
+    elapsed_seconds: float
+    frames_expected: int | None
+    frames: FrameCounts
+    bytes: ByteCounts
+    throughput_gain: float | None = Field(description="raw bytes over bytes on the wire")
+    gain_over_lossless: float | None = Field(description="losslessly coded raw bytes over bytes on the wire")
+    frames_per_s: float = Field(
+        description="acquired; of the last seconds, or of the whole session once it is over"
+    )
+    wire_mbit_per_s: float
+    idle_seconds: float = Field(description="the camera had to wait for the link or the workers")
+    latency: Latency
+    blocks_redelivered: int
+    bad_files: int
+    recovery_seconds: float = Field(description="spent in recoveries, all workers")
+    quality: Quality
+    configurations: list[ConfigurationFigures]
+    workers: list[WorkerFigures]
+
+
+class RateWindow:
+    """Rates over the last few seconds, from counters that come about once a second."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int, int]] = deque()
+
+    def add(self, now: float, frames: int, size: int) -> None:
+        """Counters at a monotonic time."""
+        self._samples.append((now, frames, size))
+        while now - self._samples[0][0] > RATE_WINDOW_SECONDS:
+            self._samples.popleft()
+
+    def rates(self) -> tuple[float, float]:
+        """Frames per second and Mbit per second; zero until there are two samples."""
+        if len(self._samples) < 2:
+            return 0.0, 0.0
+        (begin, frames_before, size_before), (end, frames, size) = self._samples[0], self._samples[-1]
+        return (frames - frames_before) / (end - begin), (size - size_before) * 8e-6 / (end - begin)
+
+
+def finite(value: Any) -> float | None:
+    """A number that JSON can hold, else None."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def ratio(above: float, below: float) -> float | None:
+    """A quotient, or None where there is nothing to divide by."""
+    return above / below if below else None
+
+
+def configurations(session: Session) -> list[ConfigurationFigures]:
+    """What was acquired with each configuration, in the order of first use."""
+    judged = final_quality(session.quality) if session.quality is not None else _live_quality(session)
+    return [
+        ConfigurationFigures(**known, quality=judged.get(known["config_id"], Quality()))
+        for known in session.counters.get("configurations", [])
+    ]
+
+
+def final_quality(figures: Mapping[str, Mapping[str, float]]) -> dict[str, Quality]:
+    """From the tables of all frames."""
+    names = ("psnr", "ssim", "frc_resolution_angstrom", "free_residual")
+    return {
+        config_id: Quality(
+            references=int(known["references"]), **{name: finite(known.get(name)) for name in names}
+        )
+        for config_id, known in figures.items()
+    }
+
+
+def _live_quality(session: Session) -> dict[str, Quality]:
+    """From what the workers have counted so far."""
+    quality: dict[str, Quality] = {}
+    for config_id, sums in session.workers.total().get("quality", {}).items():
+        judged = sums["frames"]
+        quality[config_id] = Quality(
+            references=round(judged),
+            psnr=ratio(sums["psnr_sum"], judged),
+            ssim=ratio(sums["ssim_sum"], judged),
+            frc_resolution_angstrom=finite(ratio(sums["frc_resolution_angstrom_sum"], judged)),
+            free_residual=ratio(sums["free_residual_sum"], sums["free_frames"]),
+        )
+    return quality
+
+
+def mean_quality(figures: Iterable[ConfigurationFigures]) -> Quality:
+    """Over several configurations, each frame counted alike."""
+    figures = list(figures)
+
+    def mean(name: str, counts: Iterable[int]) -> float | None:
+        values = (getattr(figure.quality, name) for figure in figures)
+        known = [(value, count) for value, count in zip(values, counts, strict=True) if value is not None]
+        return ratio(sum(value * count for value, count in known), sum(count for _, count in known))
+
+    references = [figure.quality.references for figure in figures]
+    return Quality(
+        references=sum(references),
+        psnr=mean("psnr", references),
+        ssim=mean("ssim", references),
+        frc_resolution_angstrom=mean("frc_resolution_angstrom", references),
+        free_residual=mean("free_residual", [figure.frames for figure in figures]),
+    )
+
+
+def metrics(session: Session, workers: Iterable[Component], rates: RateWindow | None) -> Metrics:
+    """The figures of a session; ``rates``: None where it is not acquiring."""
+    counters = session.counters
+    lost: Mapping[str, int] = counters.get("frames_lost", {})
+    sizes = ByteCounts(
+        raw=counters.get("bytes_raw", 0),
+        wire=counters.get("bytes_wire", 0),
+        raw_lossless=counters.get("bytes_raw_lossless_estimate", 0),
+    )
+    acquired = counters.get("frames_acquired", 0)
+    elapsed = session.elapsed_seconds
+    if rates is None:
+        frames_per_s, wire_mbit_per_s = (
+            ratio(acquired, elapsed) or 0.0,
+            ratio(sizes.wire * 8e-6, elapsed) or 0.0,
+        )
+    else:
+        frames_per_s, wire_mbit_per_s = rates.rates()
+    figures = configurations(session)
+    return Metrics(
+        session=session.id,
+        state=session.state,
+        at=time.time(),
+        elapsed_seconds=elapsed,
+        frames_expected=session.opened.get("frames_expected"),
+        frames=FrameCounts(
+            acquired=acquired,
+            acknowledged=counters.get("frames_acknowledged", 0),
+            in_flight=counters.get("frames_in_flight", 0),
+            lost=sum(lost.values()),
+            lost_by_reason=dict(lost),
+        ),
+        bytes=sizes,
+        throughput_gain=ratio(sizes.raw, sizes.wire),
+        gain_over_lossless=ratio(sizes.raw_lossless, sizes.wire),
+        frames_per_s=frames_per_s,
+        wire_mbit_per_s=wire_mbit_per_s,
+        idle_seconds=counters.get("idle_seconds", 0.0),
+        latency=Latency(
+            p50_seconds=counters.get("latency_p50_seconds"), p99_seconds=counters.get("latency_p99_seconds")
+        ),
+        blocks_redelivered=counters.get("blocks_redelivered", 0),
+        bad_files=counters.get("bad_files", 0),
+        recovery_seconds=session.workers.total().get("recovery_seconds", 0.0),
+        quality=mean_quality(figures),
+        configurations=figures,
+        workers=[_worker(worker) for worker in workers],
+    )
+
+
+def _worker(component: Component) -> WorkerFigures:
+    known = {**component.details, **component.telemetry}
+    return WorkerFigures(
+        name=component.name,
+        host=component.host,
+        pid=component.pid,
+        present=component.present,
+        device=known.get("device"),
+        threads=known.get("threads"),
+        busy_share=known.get("busy_share"),
+        frames_recovered=known.get("frames_recovered", 0),
+        frames_rejected=known.get("frames_rejected", 0),
+    )

@@ -1,0 +1,130 @@
+"""Errors as RFC 9457 problem details: one clear line, and the fields that are wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from common.state.store import StoreError
+from services.control_plane.bus import CommandError
+from services.control_plane.sessions import InvalidValue, Unavailable, UnknownSession
+from services.control_plane.states import WrongState
+from services.explain import FieldProblem, explain
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+OF_COMMAND = {
+    "invalid": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "conflict": HTTPStatus.CONFLICT,
+    "failed": HTTPStatus.BAD_GATEWAY,
+    "gone": HTTPStatus.SERVICE_UNAVAILABLE,
+    "timeout": HTTPStatus.GATEWAY_TIMEOUT,
+}
+
+
+class WrongField(BaseModel):
+    """A field of the request that is wrong."""
+
+    field: str = Field(description="its path, such as mask.kernel_size; empty: the request as a whole")
+    message: str = Field(description="what is wrong with it, and what is allowed")
+
+
+class Problem(BaseModel):
+    """Why a request was not carried out (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = Field(description="one line: what is wrong, and what to do")
+    errors: list[WrongField] = []
+
+
+def problem(
+    status: int,
+    detail: str,
+    errors: list[FieldProblem] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """A response that says what went wrong."""
+    content = Problem(
+        title=HTTPStatus(status).phrase,
+        status=int(status),
+        detail=detail,
+        errors=[WrongField(field=error.field, message=error.message) for error in errors or []],
+    )
+    return JSONResponse(content.model_dump(), status, headers, media_type=MEDIA_TYPE)
+
+
+def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer instead of its result, for the OpenAPI document."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        int(status): {"description": status.phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of ``app`` answered as a problem."""
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        problems = explain_request(request, error)
+        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(map(str, problems)), problems)
+
+    @app.exception_handler(InvalidValue)
+    async def _invalid_value(_: Request, error: InvalidValue) -> JSONResponse:
+        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), error.problems)
+
+    @app.exception_handler(UnknownSession)
+    async def _unknown(_: Request, error: UnknownSession) -> JSONResponse:
+        return problem(HTTPStatus.NOT_FOUND, str(error.args[0]))
+
+    @app.exception_handler(WrongState)
+    async def _wrong_state(_: Request, error: WrongState) -> JSONResponse:
+        return problem(HTTPStatus.CONFLICT, str(error))
+
+    @app.exception_handler(Unavailable)
+    @app.exception_handler(StoreError)
+    async def _unavailable(_: Request, error: Exception) -> JSONResponse:
+        return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+
+    @app.exception_handler(CommandError)
+    async def _command(_: Request, error: CommandError) -> JSONResponse:
+        status = OF_COMMAND[error.kind]
+        named = [FieldProblem.parse(str(error))] if error.kind == "invalid" else None
+        return problem(status, str(error), named)
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "an error inside the control plane; see its log")
+
+
+def explain_request(request: Request, error: RequestValidationError) -> list[FieldProblem]:
+    """The fields of a request that are wrong, by the schemas of the OpenAPI document."""
+    document = request.app.openapi()
+    operations = (item for path in document["paths"].values() for item in path.values())
+    operation = next(item for item in operations if item["operationId"] == request.scope["route"].name)
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    parameters = {item["name"]: item["schema"] for item in operation.get("parameters", [])}
+    problems: list[FieldProblem] = []
+    for item in error.errors():
+        place, *location = item["loc"]
+        schema = body if place == "body" else {"properties": parameters}
+        problems += explain([{**item, "loc": location}], schema, document)
+    return problems

@@ -1,0 +1,93 @@
+"""The control plane's process: REST and control bus, until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import uvicorn
+
+from common.settings import Settings
+from common.state.embedded import EmbeddedStore
+from common.state.store import StoreError
+from common.wire.control import error_line
+from services.control_plane.bus import Bus
+from services.control_plane.recorder import Recorder
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 5
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0: any free one.
+
+    Raises
+    ------
+    OSError
+        In one line that says what to do, if it cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {host}: {error.strerror}") from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        reason = os.strerror(error.errno or 0)
+        raise OSError(
+            error.errno, f"cannot listen on {host}:{port}: {reason}; choose another with --port"
+        ) from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its own signal handlers: the process has one end, with one exit code."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals to ``run_control``."""
+        yield
+
+
+def run_control(settings: Settings) -> int:
+    """Run a control plane until it is told to end (SIGTERM, SIGINT); the process's exit code.
+
+    A session that runs meanwhile goes on, and is taken up again by the next control plane on the same store.
+    """
+    try:
+        listener = listen(settings.http_host, settings.http_port)
+        bus = Bus(settings.control_endpoint, silent_after_seconds=settings.silent_after_seconds)
+        recorder = Recorder(EmbeddedStore(settings.state))
+    except (OSError, StoreError) as error:
+        print(f"cryoflux control: {getattr(error, 'strerror', None) or error_line(error)}", file=sys.stderr)
+        return 1
+    # torch comes with these and takes its time; a port that is taken should be told at once
+    from reconstructor.writer import finalise
+    from services.control_plane.app import create_app
+
+    host, port = listener.getsockname()[:2]
+    log.info("REST on http://%s:%d, control bus on %s", host, port, bus.endpoint)
+    app = create_app(bus, recorder, finalise)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS, lifespan="on"
+    )
+    asyncio.run(_serve(_Server(config), listener))
+    return 0
+
+
+async def _serve(server: _Server, listener: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, setattr, server, "should_exit", True)
+    await server.serve(sockets=[listener])

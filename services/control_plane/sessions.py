@@ -1,0 +1,564 @@
+"""One session at a time, from the request to its results: steers the detector and the workers by the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from common.configuration import Configuration
+from common.operators.spec import MaskSpec
+from common.session import RecoverySpec, SessionSpec
+from common.state.store import EventRecord, TelemetryRecord
+from common.wire.control import error_line
+from common.wire.messages import Event, Registered
+from reconstructor.recovery import METHODS, check_recovery
+from reconstructor.writer import Summary
+from services.control_plane.bus import Bus, CommandError, Component
+from services.control_plane.metrics import Metrics, RateWindow, metrics
+from services.control_plane.recorder import Recorder
+from services.control_plane.report import final_accounts, report, write_report
+from services.control_plane.session import AcquisitionSetting, RecoverySetting, Session, recovery_id
+from services.control_plane.states import State, Trigger, WrongState, after
+from services.explain import FieldProblem, explain
+
+log = logging.getLogger(__name__)
+
+EVENTS_IN_MEMORY = 1000
+OPEN_SECONDS = 120.0
+COMMAND_SECONDS = 60.0
+CURRENT = "current"
+BULKY = ("latency_bounds_seconds", "latency_counts", "workers")
+SUMMED = ("frames_recovered", "frames_rejected", "batches", "recovery_seconds", "quality")
+
+Finalise = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Summary]
+
+
+class UnknownSession(KeyError):
+    """There is no session with that id."""
+
+
+class Unavailable(RuntimeError):
+    """A part of the system that is needed is not there now."""
+
+
+class InvalidValue(ValueError):
+    """Values that cannot be used, field by field."""
+
+    def __init__(self, problems: Sequence[FieldProblem]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = list(problems)
+
+
+class Sessions:
+    """The session that runs or ran last is kept in memory, those before it in the store.
+
+    Listens to the bus. Every method runs on the event loop.
+
+    Parameters
+    ----------
+    finalise : callable
+        ``reconstructor.writer.finalise``; called off the event loop.
+    """
+
+    def __init__(self, bus: Bus, recorder: Recorder, finalise: Finalise) -> None:
+        self._bus, self._recorder, self._finalise = bus, recorder, finalise
+        self._current: Session | None = None
+        self._events: deque[EventRecord] = deque(maxlen=EVENTS_IN_MEMORY)
+        self._rates = RateWindow()
+        self._steering = asyncio.Lock()  # one change at a time, each with its own effective frame
+        self._restored = False  # read from the store, not yet compared with what the detector does
+        self._finishing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def restore(self) -> None:
+        """Take up the session that was known last before the control plane was stopped.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be read.
+        """
+        known = self._recorder.read(lambda store: store.sessions())
+        if not known:
+            return
+        session = self._current = Session.from_record(known[-1])
+        self._events.extend(self._recorder.read(lambda store: store.events(session.id))[-EVENTS_IN_MEMORY:])
+        self._restored = not session.over
+        if session.state is State.CREATED:
+            self._fail(session, "the control plane was restarted while the session was being opened")
+
+    async def close(self) -> None:
+        """Leave what is still being done; a session goes on without its control plane."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- what is known
+
+    @property
+    def active(self) -> Session | None:
+        """The session that is not over, if there is one."""
+        return self._current if self._current is not None and not self._current.over else None
+
+    async def all(self) -> list[Session]:
+        """Every session, oldest first."""
+        records = await asyncio.to_thread(self._recorder.read, lambda store: store.sessions())
+        sessions = {record.id: Session.from_record(record) for record in records}
+        if self._current is not None:
+            sessions[self._current.id] = self._current
+        return sorted(sessions.values(), key=lambda session: session.created_at)
+
+    async def get(self, name: str) -> Session:
+        """A session by its id; ``current`` is the one that runs or ran last.
+
+        Raises
+        ------
+        UnknownSession
+            If there is none of that name.
+        StoreError
+            If it is not in memory and the store cannot be read.
+        """
+        current = self._current
+        if current is not None and name in (CURRENT, current.id):
+            return current
+        if name == CURRENT:
+            raise UnknownSession("there is no session yet; POST /api/v1/sessions starts one")
+        record = await asyncio.to_thread(self._recorder.read, lambda store: store.session(name))
+        if record is None:
+            raise UnknownSession(f"there is no session {name!r}")
+        return Session.from_record(record)
+
+    async def events(self, session: Session, after: int, limit: int) -> list[EventRecord]:
+        """Up to ``limit`` events with a number above ``after``."""
+        if session is self._current:
+            return [event for event in self._events if event.number > after][:limit]
+        return await asyncio.to_thread(
+            self._recorder.read, lambda store: store.events(session.id, after, limit)
+        )
+
+    async def history(self, session: Session, limit: int) -> list[TelemetryRecord]:
+        """The last ``limit`` counters, about one a second, oldest first."""
+        return await asyncio.to_thread(self._recorder.read, lambda store: store.telemetry(session.id, limit))
+
+    def metrics(self, session: Session) -> Metrics:
+        """The figures of a session."""
+        workers = self._bus.workers if session is self._current else []
+        return metrics(session, workers, self._rates if session is self.active else None)
+
+    # ---- commands
+
+    async def create(self, spec: SessionSpec) -> Session:
+        """Start a session; returns when the detector acquires.
+
+        Raises
+        ------
+        WrongState
+            If one runs already.
+        InvalidValue
+            If the recovery does not know its parameters, or the detector cannot do what is asked.
+        Unavailable
+            If there is no detector, or no worker.
+        CommandError
+            If the detector fails otherwise.
+        """
+        if self.active is not None:
+            raise WrongState(f"session {self.active.id} is {self.active.state}; stop it first")
+        self._check_recovery(spec.recovery)
+        detector = self._detector()
+        workers = [worker for worker in self._bus.workers if worker.present]
+        if not workers:
+            raise Unavailable("no worker is registered; start one: cryoflux reconstructor")
+        before, session = self._current, Session.create(spec)
+        self._current, events_before = session, list(self._events)
+        self._events.clear()
+        self._rates = RateWindow()
+        self._finishing = self._restored = False
+        session.detector = detector.identity.hex()
+        for worker in self._bus.workers:
+            session.workers.begin(worker.identity.hex(), _counters(worker))
+        try:
+            await self._set_recovery(session, spec.recovery)
+            arguments = {"session": session.id, "spec": spec.model_dump(mode="json")}
+            opened = await self._bus.command(detector, "open", arguments, timeout=OPEN_SECONDS)
+        except CommandError as error:
+            if error.kind in ("invalid", "conflict"):  # nothing has begun
+                self._current = before
+                self._events.extend(events_before)
+                raise
+            self._start_task(self._tell(detector, "stop"))  # it may yet begin
+            self._fail(session, str(error))
+            raise
+        session.opened, session.opened_at = opened, time.time()
+        self._apply(session, Trigger.OPENED)
+        configuration = Configuration.model_validate(opened["configuration"])
+        first = {"effective_from_frame": 0, "error_bound": configuration.codec.error_bound}
+        self._acquires(session, {**configuration.model_dump(mode="json"), **first})
+        self._note(session, "started", f"session {session.id} started; results go to {opened['output']}")
+        self._listen_again(session, detector)
+        return session
+
+    async def pause(self, session: Session) -> Session:
+        """Expose nothing until ``resume``."""
+        return await self._steer(session, Trigger.PAUSE)
+
+    async def resume(self, session: Session) -> Session:
+        """Expose again."""
+        return await self._steer(session, Trigger.RESUME)
+
+    async def stop(self, session: Session) -> Session:
+        """Expose no further frame; what was acquired is delivered, then the results are finalised."""
+        if session is self.active and self._session_detector(session) is None:
+            self._end_without_detector(session, "the detector is gone")
+            return session
+        return await self._steer(session, Trigger.STOP)
+
+    async def change_acquisition(
+        self, session: Session, mask: MaskSpec | None, compression_factor: float | None
+    ) -> AcquisitionSetting:
+        """Acquire through another mask; returns when it is known from which frame on.
+
+        Raises
+        ------
+        WrongState
+            If the session does not acquire.
+        InvalidValue
+            If the two contradict each other, or the factor is out of range.
+        CommandError, Unavailable
+            If the detector refuses, fails, or is not there.
+        """
+        async with self._steering:
+            self._require_acquiring(session)
+            wanted = resolve_mask(session.acquisition[-1].mask, mask, compression_factor)
+            detector = self._detector_of(session)
+            arguments = {"mask": wanted.model_dump(mode="json")}
+            result = await self._bus.command(detector, "acquisition", arguments, timeout=COMMAND_SECONDS)
+            setting = self._acquires(session, result)
+            self._note(
+                session,
+                "acquisition",
+                f"C = {setting.compression_factor:.4g} from frame {setting.effective_from_frame} on",
+                config_id=setting.config_id,
+            )
+            return setting
+
+    async def change_recovery(
+        self,
+        session: Session,
+        method: str | None,
+        parameters: dict[str, Any] | None,
+        free_share: float | None,
+    ) -> tuple[RecoverySetting, dict[str, str]]:
+        """Recover otherwise from each worker's next batch on.
+
+        Parameters given are merged into those in force (null: back to the default); another method begins
+        with its own defaults.
+
+        Returns
+        -------
+        tuple
+            The setting, and per worker what was wrong (empty: it took the setting).
+        """
+        async with self._steering:
+            self._require_acquiring(session)
+            before = session.recovery[-1]
+            kept = before.parameters if method in (None, before.method) else {}
+            merged = {**kept, **(parameters or {})}
+            spec = RecoverySpec.model_validate(
+                {
+                    "method": method or before.method,
+                    "parameters": {name: value for name, value in merged.items() if value is not None},
+                    "free_share": before.free_share if free_share is None else free_share,
+                }
+            )
+            self._check_recovery(spec)
+            if not any(worker.present for worker in self._bus.workers):
+                raise Unavailable("no worker is registered; start one: cryoflux reconstructor")
+            taken = await self._set_recovery(session, spec)
+            self._note(session, "recovery", f"recovery {spec.method} {spec.parameters or ''}".strip())
+            return session.recovery[-1], taken
+
+    # ---- the bus's listener
+
+    def registered(self, component: Component, is_new: bool) -> Registered:
+        """Tell a worker where the data come from and how to recover; notice a new detector."""
+        session = self.active
+        if component.kind == "detector":
+            if session is not None and session.detector and component.identity.hex() != session.detector:
+                self._end_without_detector(session, "the detector was started anew in mid-session")
+            for worker in self._bus.workers:
+                self._start_task(self._tell(worker, "attach", data_endpoint=component.data_endpoint))
+            return Registered()
+        if session is not None and is_new:
+            where = f"worker {component.name} on {component.host} (pid {component.pid}) registered"
+            self._note(session, "registered", where)
+        detector = self._bus.detector
+        return Registered(
+            data_endpoint=detector.data_endpoint if detector is not None else "",
+            recovery=(
+                {**_spec(session.recovery[-1]), "recovery_id": session.recovery[-1].recovery_id}
+                if session is not None and session.recovery
+                else {}
+            ),
+        )
+
+    def telemetry(self, component: Component) -> None:
+        """Keep the counters of the session that runs; they also tell when it is finished."""
+        session = self.active
+        if session is None:
+            return
+        if component.kind == "reconstructor":
+            session.workers.update(component.identity.hex(), _counters(component))
+        elif component.identity.hex() == session.detector:
+            self._detector_counts(session, component.telemetry)
+
+    def event(self, component: Component, event: Event) -> None:
+        """A line for the session's history."""
+        session = self.active
+        if session is not None:
+            self._add_event(session, event.component, event.name, event.kind, event.message, event.details)
+
+    def silent(self, component: Component) -> None:
+        """A component is not heard any more."""
+        session = self.active
+        if session is not None:
+            self._note(session, "silent", f"{component.kind} {component.name} is not heard any more")
+
+    def returned(self, component: Component) -> None:
+        """A component that was silent is heard again."""
+        session = self.active
+        if session is not None:
+            self._note(session, "returned", f"{component.kind} {component.name} is heard again")
+
+    # ---- steering
+
+    async def _steer(self, session: Session, trigger: Trigger) -> Session:
+        async with self._steering:
+            after(session.state, trigger)
+            detector = self._detector_of(session)
+            await self._bus.command(detector, trigger, {}, timeout=COMMAND_SECONDS)
+            if not session.over and session.state is not State.STOPPING:  # it may have finished meanwhile
+                self._apply(session, trigger)
+            return session
+
+    async def _set_recovery(self, session: Session, spec: RecoverySpec) -> dict[str, str]:
+        """Tell every worker; what was wrong with each."""
+        setting = RecoverySetting(**spec.model_dump(), recovery_id=recovery_id(spec), set_at=time.time())
+        session.recovery.append(setting)
+        self._save(session)
+        workers = [worker for worker in self._bus.workers if worker.present]
+        answers = await asyncio.gather(
+            *(
+                self._tell(worker, "recovery", recovery=_spec(setting), recovery_id=setting.recovery_id)
+                for worker in workers
+            )
+        )
+        return {worker.name: answer for worker, answer in zip(workers, answers, strict=True)}
+
+    async def _tell(self, component: Component, verb: str, **arguments: Any) -> str:
+        """A command whose failure is not the asker's concern; what was wrong, or nothing."""
+        try:
+            await self._bus.command(component, verb, arguments, timeout=COMMAND_SECONDS)
+        except CommandError as error:
+            log.warning("%s: %s: %s", component.name, verb, error)
+            return str(error)
+        return ""
+
+    def _detector(self) -> Component:
+        detector = self._bus.detector
+        if detector is None:
+            raise Unavailable("no detector is registered; start one: cryoflux detector")
+        return detector
+
+    def _session_detector(self, session: Session) -> Component | None:
+        detector = self._bus.detector
+        return detector if detector is not None and detector.identity.hex() == session.detector else None
+
+    def _detector_of(self, session: Session) -> Component:
+        detector = self._session_detector(session)
+        if detector is None:
+            raise Unavailable("the detector of this session is not heard; frames may flow all the same")
+        return detector
+
+    def _require_acquiring(self, session: Session) -> None:
+        if session.state not in (State.RUNNING, State.PAUSED):
+            raise WrongState(
+                f"the session is {session.state}; this is possible only while it is running or paused"
+            )
+
+    def _check_recovery(self, spec: RecoverySpec) -> None:
+        try:
+            check_recovery(spec)
+        except ValueError as error:
+            wrong = error.__cause__
+            if not isinstance(wrong, ValidationError):
+                raise InvalidValue([FieldProblem("parameters", error_line(error))]) from error
+            schema = METHODS[spec.method].parameters_model.model_json_schema()
+            problems = explain(wrong.errors(), schema, schema)
+            raise InvalidValue(
+                [FieldProblem(f"parameters.{p.field}", p.message) for p in problems]
+            ) from error
+
+    # ---- what becomes of it
+
+    def _apply(self, session: Session, trigger: Trigger) -> None:
+        session.state = after(session.state, trigger)
+        self._save(session)
+
+    def _acquires(self, session: Session, result: Mapping[str, Any]) -> AcquisitionSetting:
+        setting = AcquisitionSetting.model_validate(
+            {name: result[name] for name in AcquisitionSetting.model_fields}
+        )
+        session.acquisition.append(setting)
+        number, document = len(session.acquisition), setting.model_dump(mode="json")
+        self._recorder.write(lambda store: store.save_configuration(session.id, number, document))
+        self._save(session)
+        return setting
+
+    def _listen_again(self, session: Session, detector: Component) -> None:
+        """A series so short that it was over before the detector's answer came."""
+        if detector.telemetry.get("session") == session.id:
+            self._detector_counts(session, detector.telemetry)
+
+    def _detector_counts(self, session: Session, values: Mapping[str, Any]) -> None:
+        if values.get("session") != session.id:
+            if self._restored:
+                self._end_without_detector(session, "the detector does not know the session any more")
+            return
+        session.counters = {name: value for name, value in values.items() if name not in BULKY}
+        self._rates.add(time.monotonic(), values.get("frames_acquired", 0), values.get("bytes_wire", 0))
+        if self._restored:
+            self._restored = False
+            following = {"acquiring": State.RUNNING, "paused": State.PAUSED, "draining": State.STOPPING}
+            session.state = following.get(values["state"], session.state)
+        self._remember(session)
+        if session.state is State.CREATED:
+            return  # the answer to *open* is still on its way
+        if values["state"] in ("finished", "failed") and not self._finishing:
+            self._finish(session, values.get("error", "") if values["state"] == "failed" else "")
+
+    def _end_without_detector(self, session: Session, why: str) -> None:
+        """Keep what is on disk; frames that were not yet recovered are lost with the detector."""
+        if not self._finishing:
+            self._note(session, "failed", why)
+            self._finish(session, why, accounts_are_final=False)
+
+    def _finish(self, session: Session, error: str, *, accounts_are_final: bool = True) -> None:
+        self._finishing = True
+        session.error = error
+        session.finished_at = time.time()
+        if session.state is not State.CREATED:
+            self._apply(session, Trigger.FINISHED)
+        self._start_task(self._complete(session, accounts_are_final))
+
+    async def _complete(self, session: Session, accounts_are_final: bool) -> None:
+        try:
+            await asyncio.to_thread(self._write_results, session, accounts_are_final)
+        except Exception as error:  # whatever is wrong with the folder, the session must come to an end
+            log.exception("results of session %s could not be finalised", session.id)
+            session.error = "; ".join(
+                filter(None, (session.error, f"results not finalised: {error_line(error)}"))
+            )
+        if session.error:
+            self._fail(session, session.error)
+        else:
+            self._apply(session, Trigger.FINALISED)
+            self._note(session, "completed", f"results in {session.opened['output']}")
+
+    def _write_results(self, session: Session, accounts_are_final: bool) -> None:
+        if not session.opened:
+            return
+        output = Path(session.opened["output"])
+        if not accounts_are_final:
+            session.counters = final_accounts(output, session.counters, session.error)
+        summary = self._finalise(output, session.opened, session.counters)
+        session.quality = summary.quality
+        ended = State.FAILED if session.error else State.COMPLETED
+        write_report(report(session.model_copy(update={"state": ended}), summary), output)
+
+    def _fail(self, session: Session, error: str) -> None:
+        if session.over:
+            return
+        session.error, session.finished_at = error, session.finished_at or time.time()
+        self._apply(session, Trigger.FAIL)
+        self._note(session, "failed", error)
+
+    # ---- keeping
+
+    def _save(self, session: Session) -> None:
+        record = session.record()
+        self._recorder.write(lambda store: store.save_session(record))
+
+    def _remember(self, session: Session) -> None:
+        self._save(session)
+        figures = self.metrics(session)
+        point = TelemetryRecord(
+            figures.at,
+            {
+                "frames": figures.frames.model_dump(),
+                "bytes": figures.bytes.model_dump(),
+                "frames_per_s": figures.frames_per_s,
+                "wire_mbit_per_s": figures.wire_mbit_per_s,
+            },
+        )
+        self._recorder.write(lambda store: store.add_telemetry(session.id, point))
+
+    def _note(self, session: Session, kind: str, message: str, **details: Any) -> None:
+        self._add_event(session, "control", "control", kind, message, details)
+
+    def _add_event(
+        self, session: Session, component: str, name: str, kind: str, message: str, details: dict[str, Any]
+    ) -> None:
+        session.events += 1
+        event = EventRecord(session.events, time.time(), component, name, kind, message, details)
+        self._events.append(event)
+        log.info("%s: %s", kind, message)
+        self._recorder.write(lambda store: store.add_event(session.id, event))
+
+    def _start_task(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def resolve_mask(active: MaskSpec, mask: MaskSpec | None, compression_factor: float | None) -> MaskSpec:
+    """The mask that a change of acquisition means.
+
+    A bare compression factor is the nearest setting of the active kind. A mask that leaves its own factor
+    open (no ``mask_count``, no ``compression_factor``) takes the one given beside it; one that says both must
+    mean the same.
+
+    Raises
+    ------
+    InvalidValue
+        If the factor is out of the kind's range, or contradicts the mask.
+    """
+    if compression_factor is None:
+        return mask or active
+    try:
+        nearest = (mask or active).with_compression_factor(compression_factor)
+    except ValueError as error:
+        raise InvalidValue([FieldProblem.parse(error_line(error))]) from error
+    if mask is None or nearest == mask:
+        return nearest
+    decides = {"coded-aperture": "mask_count", "phase-plate": "compression_factor"}.get(mask.kind)
+    if decides is not None and decides not in mask.root.model_fields_set:
+        return nearest
+    said = f"mask.{decides} {getattr(mask.root, decides)}" if decides else f"mask {mask.kind}"
+    message = f"{compression_factor:g} contradicts {said}; give one of them"
+    raise InvalidValue([FieldProblem("compression_factor", message)])
+
+
+def _counters(worker: Component) -> dict[str, Any]:
+    """Those of a worker's counters that are summed over workers."""
+    return {name: worker.telemetry[name] for name in SUMMED if name in worker.telemetry}
+
+
+def _spec(setting: RecoverySetting) -> dict[str, Any]:
+    return setting.model_dump(mode="json", include=set(RecoverySpec.model_fields))

@@ -1,0 +1,237 @@
+"""What ``cryoflux live`` shows: a header, a progress bar (or a line now and then), events, a summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from common.session import FileSource, PatternSource, SessionSpec, SpecimenSource
+
+LINE_EVERY_SECONDS = 5.0
+TABLE_WIDTH = 120
+WORTH_A_WARNING = {"bad_file", "worker_silent", "worker_refused", "silent", "failed", "error"}
+WORTH_A_NOTE = {"worker_back", "returned", "pause", "resume", "acquisition", "recovery"}
+
+
+class Display:
+    """Lines on the terminal; where it is none (a log, a pipe) a line of figures now and then."""
+
+    def __init__(self, spec: SessionSpec) -> None:
+        self._spec = spec
+        self._console = _console()
+        self._progress: Progress | None = None
+        self._line_at = 0.0
+
+    def header(self, session: Mapping[str, Any], address: str, workers: int) -> None:
+        """What runs, and how to steer it."""
+        height, width = session["shape"]
+        frames, setting = session["frames_expected"], session["acquisition"][-1]
+        rows = {
+            "session": session["id"],
+            "input": f"{_source(self._spec)}, {height}x{width} {session['dtype']}, "
+            f"{session['pixel_size_angstrom']:.4g} Å/pixel, "
+            f"{f'{frames} frames' if frames else 'until it ends or Ctrl-C'}",
+            "mask": f"{_mask(setting['mask'])}, C = {_factor(setting)}",
+            "recovery": f"{self._spec.recovery.method}, {workers} worker{'s' if workers > 1 else ''}",
+            "results": session["output"],
+            "REST": f"{address}/api/v1/sessions/current  (document: {address}/api/v1/docs)",
+            "change C": curl(address, 4),
+        }
+        for name, value in rows.items():
+            self._console.print(f"[bold]{name:>9}[/]  {escape(value)}")
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description:>9}"),
+                BarColumn(bar_width=16),
+                TextColumn("{task.fields[counts]}"),
+                TextColumn("{task.fields[figures]}"),
+                console=self._console,
+            )
+            self._progress.add_task("running", total=frames, counts="", figures="")
+            self._progress.start()
+
+    def update(self, figures: Mapping[str, Any]) -> None:
+        """The figures of now."""
+        if self._progress is not None:
+            self._progress.update(
+                self._progress.task_ids[0],
+                description=figures["state"],
+                completed=figures["frames"]["acknowledged"],
+                counts=_counts(figures),
+                figures=_short_figures(figures),
+            )
+        elif time.monotonic() >= self._line_at or figures["state"] in ("completed", "failed"):
+            self._line_at = time.monotonic() + LINE_EVERY_SECONDS
+            self._console.print(f"{figures['state']:>9}  {_counts(figures)} recovered  {_figures(figures)}")
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """A line of the session's history, if it is worth one here."""
+        if event["kind"] in WORTH_A_WARNING:
+            self.warn(event["message"])
+        elif event["kind"] in WORTH_A_NOTE:
+            self.note(event["message"])
+
+    def note(self, line: str) -> None:
+        """Something that happened as it should."""
+        self._console.print(f"[cyan]{'·':>9}[/]  {escape(line)}")
+
+    def warn(self, line: str) -> None:
+        """Something that should not have happened."""
+        self._console.print(f"[yellow]{'warning':>9}[/]  {escape(line)}")
+
+    def close(self) -> None:
+        """Take the progress bar down; it may be called again."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def summary(account: Mapping[str, Any], output: Path) -> None:
+    """What the session gained and what it cost."""
+    console = _console()
+    frames, sizes, quality = account["frames"], account["bytes"], account["quality"]
+    lost = f", {frames['lost']} lost" if frames["lost"] else ", none lost"
+    rows = {
+        "frames": f"{frames['acquired']} acquired, {frames['recovered']} recovered{lost}",
+        "bytes": f"{_size(sizes['raw'])} raw, {_size(sizes['wire'])} on the wire "
+        f"(raw losslessly coded: {_size(sizes['raw_lossless'])})",
+        "gain": f"{_times(account['throughput_gain'])} against raw, "
+        f"{_times(account['gain_over_lossless'])} against lossless coding",
+        "speed": f"{account['frames_per_s'] or 0:.1f} frames/s, "
+        f"{account['wire_mbit_per_s'] or 0:.1f} Mbit/s, "
+        f"camera idle {account['idle_seconds']:.1f} s of {account['elapsed_seconds']:.1f} s",
+        "quality": _quality(quality) or "no reference frames",
+    }
+    console.print()
+    for name, value in rows.items():
+        console.print(f"[bold]{name:>9}[/]  {escape(value)}")
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for heading in ("from", "frames", "C", "mask", "PSNR dB", "SSIM", "FRC Å", "free"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "mask" else "right")
+    for known in account["configurations"]:
+        quality = known["quality"]
+        table.add_row(
+            "–" if known["first_frame"] is None else str(known["first_frame"]),
+            str(known["frames"]),
+            _factor(known),
+            _mask(known["mask"]),
+            _number(quality["psnr"], ".2f"),
+            _number(quality["ssim"], ".3f"),
+            _number(quality["frc_resolution_angstrom"], ".2f"),
+            _number(quality["free_residual"], ".3f"),
+        )
+    console.print(table)
+    console.print(f"[bold]{'results':>9}[/]  {escape(str(output))}")
+
+
+@contextmanager
+def counting(what: str, total: int) -> Generator[Callable[[int], None], None, None]:
+    """A progress bar that is told how many are done; nothing where there is no terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def curl(address: str, factor: float) -> str:
+    """The command that changes the compression factor."""
+    return (
+        f"curl -X PATCH {address}/api/v1/sessions/current/acquisition "
+        f"-H 'content-type: application/json' -d '{{\"compression_factor\": {factor:g}}}'"
+    )
+
+
+def _console() -> Console:
+    """Lines are not broken; a table may be wide where there is no terminal to say how wide."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=TABLE_WIDTH)
+
+
+def _source(spec: SessionSpec) -> str:
+    match spec.source:
+        case SpecimenSource(specimen=specimen):
+            return f"simulated {specimen.output} ({specimen.structure})"
+        case FileSource(path=path, watch=watch):
+            return f"{path} (watched)" if watch else path
+        case PatternSource():
+            return "numbered test pattern"
+
+
+def _mask(mask: Mapping[str, Any]) -> str:
+    match mask["kind"]:
+        case "coded-aperture":
+            return f"coded aperture K={mask['kernel_size']} b={mask['mask_count']}"
+        case "phase-plate":
+            return f"phase plate {mask['pattern']}"
+        case _:
+            return "none"
+
+
+def _factor(setting: Mapping[str, Any]) -> str:
+    """The honest factor, and the printed one where that is another."""
+    factor, printed = setting["compression_factor"], setting["printed_compression_factor"]
+    return f"{factor:.4g}" + ("" if abs(printed - factor) < 0.005 * factor else f" (printed {printed:.4g})")
+
+
+def _counts(figures: Mapping[str, Any]) -> str:
+    frames = figures["frames"]
+    expected = f"/{figures['frames_expected']}" if figures["frames_expected"] else ""
+    lost = f", {frames['lost']} lost" if frames["lost"] else ""
+    return f"{frames['acknowledged']}{expected}{lost}"
+
+
+def _short_figures(figures: Mapping[str, Any]) -> str:
+    """What fits beside a progress bar in 80 columns."""
+    speed = f"{figures['frames_per_s']:.1f} frames/s · {figures['wire_mbit_per_s']:.2f} Mbit/s"
+    psnr = figures["quality"]["psnr"]
+    return f"{speed} · {_times(figures['throughput_gain'])}" + (
+        f" · {psnr:.1f} dB" if psnr is not None else ""
+    )
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    parts = [
+        f"{figures['frames_per_s']:.1f} frames/s",
+        f"{figures['wire_mbit_per_s']:.2f} Mbit/s",
+        f"gain {_times(figures['throughput_gain'])}",
+        _quality(figures["quality"]),
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def _quality(quality: Mapping[str, Any]) -> str:
+    named = (
+        ("PSNR", "psnr", ".1f", " dB"),
+        ("SSIM", "ssim", ".3f", ""),
+        ("free residual", "free_residual", ".3f", ""),
+    )
+    return ", ".join(
+        f"{label} {quality[name]:{form}}{unit}"
+        for label, name, form, unit in named
+        if quality[name] is not None
+    )
+
+
+def _times(gain: float | None) -> str:
+    return f"{gain:.2f}x" if gain is not None else "–"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

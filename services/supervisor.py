@@ -1,0 +1,205 @@
+"""A session's processes on one machine: starts the commands that a cluster would run, and restarts them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+FIRST_PAUSE_SECONDS = 0.2
+LONGEST_PAUSE_SECONDS = 5.0
+RESTARTS = 5
+RESTART_WINDOW_SECONDS = 60.0
+GRACE_SECONDS = 15.0
+WRONG_SETTING = 2  # exit code of a part whose settings cannot be used
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class GaveUp(RuntimeError):
+    """A process died again and again; the message has its last words."""
+
+
+class Process:
+    """One command, started again when it dies: after a growing pause, and at most a few times a minute.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Of ``cryoflux``.
+    log : Path
+        What it prints goes to the end of this file.
+    threads : int
+        For the numerical libraries it uses.
+    """
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path, *, threads: int) -> None:
+        self.name, self._log, self._threads = name, log, threads
+        self._command = [sys.executable, "-m", "services.cli", *arguments, "--parent", str(os.getpid())]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._restarts: deque[float] = deque(maxlen=RESTARTS)
+        self._start_at = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs, or ran last."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start the command in a process group of its own, so that a Ctrl-C reaches only the supervisor."""
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(self._threads))}
+        with self._log.open("ab") as log:
+            log.write(f"$ cryoflux {shlex.join(self._command[3:])}\n".encode())
+            log.flush()
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                process_group=0,
+            )
+
+    def watch(self, now: float) -> str | None:
+        """Start the command again if it is dead and its pause is over; what happened, in one line.
+
+        Raises
+        ------
+        GaveUp
+            If it ended more than ``RESTARTS`` times within ``RESTART_WINDOW_SECONDS``, or of a wrong
+            setting, which starting it again would not put right.
+        """
+        process = self._process
+        if process is None:
+            if now < self._start_at:
+                return None
+            self.start()
+            return f"{self.name} started again"
+        code = process.poll()
+        if code is None:
+            return None
+        self._process = None
+        if code == WRONG_SETTING:
+            raise GaveUp(self.last_words())
+        if len(self._restarts) == RESTARTS and now - self._restarts[0] < RESTART_WINDOW_SECONDS:
+            raise GaveUp(f"{self.name} ended {RESTARTS + 1} times in a minute: {self.last_words()}")
+        recent = sum(now - then < RESTART_WINDOW_SECONDS for then in self._restarts)
+        self._restarts.append(now)
+        self._start_at = now + min(FIRST_PAUSE_SECONDS * 2**recent, LONGEST_PAUSE_SECONDS)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        return f"{self.name} {how}: {self.last_words()}" if code > 0 else f"{self.name} {how}"
+
+    def last_words(self) -> str:
+        """The last line of its log."""
+        with self._log.open("rb") as log:
+            log.seek(max(0, self._log.stat().st_size - 4096))
+            lines = log.read().decode(errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else ""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def wait(self, until: float) -> None:
+        """Wait for its end until a monotonic time, then kill it."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Supervisor:
+    """A control plane, a detector and workers on this machine, on free local ports.
+
+    Parameters
+    ----------
+    host, port
+        Of the REST interface; port 0: any free one.
+    workers : int
+        How many; each gets its share of the cores, less one for the detector where there are several.
+    logs : Path
+        Folder of the processes' logs.
+    state : Path
+        File of the state store.
+    report : callable
+        Told, in one line, when a process died or was started again.
+    """
+
+    def __init__(
+        self, host: str, port: int, workers: int, logs: Path, state: Path, report: Callable[[str], None]
+    ) -> None:
+        self._report = report
+        cores = os.cpu_count() or 1
+        threads = max(1, (cores - 1) // workers)
+        self.port = port or free_port(host)
+        control = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
+        logs.mkdir(parents=True, exist_ok=True)
+        common = ["--control-endpoint", control]
+        self.control = Process(
+            "control",
+            ["control", *common, "--host", host, "--port", str(self.port), "--state", str(state)],
+            logs / "control.log",
+            threads=1,
+        )
+        self.detector = Process(
+            "detector",
+            ["detector", *common, "--data-bind", "tcp://127.0.0.1:0"],
+            logs / "detector.log",
+            threads=max(1, cores - workers * threads),
+        )
+        self.workers = [
+            Process(
+                name,
+                ["reconstructor", "--name", name, *common, "--threads", str(threads)],
+                logs / f"{name}.log",
+                threads=threads,
+            )
+            for name in (f"worker-{number}" for number in range(1, workers + 1))
+        ]
+
+    @property
+    def processes(self) -> list[Process]:
+        """All of them, the control plane first."""
+        return [self.control, self.detector, *self.workers]
+
+    def start(self) -> None:
+        """Start everything."""
+        for process in self.processes:
+            process.start()
+
+    def watch(self) -> None:
+        """Look after everything once; to be called a few times a second.
+
+        Raises
+        ------
+        GaveUp
+            If a process dies again and again.
+        """
+        now = time.monotonic()
+        for process in self.processes:
+            if happened := process.watch(now):
+                self._report(happened)
+
+    def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        """End everything: asked first, killed after the grace period; nothing is left behind."""
+        for process in self.processes:
+            process.terminate()
+        until = time.monotonic() + grace_seconds
+        for process in self.processes:
+            process.wait(until)
+
+
+def free_port(host: str) -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,147 @@
+"""Processes that die are started again, within reason, and none is left behind."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from services.supervisor import RESTART_WINDOW_SECONDS, RESTARTS, GaveUp, Process
+
+PATIENCE_SECONDS = 20.0
+
+
+def process(folder: Path, code: str) -> Process:
+    """A process of the supervisor that runs this Python."""
+    made = Process("child", [], folder / "child.log", threads=3)
+    made._command = [sys.executable, "-c", code]
+    return made
+
+
+def started(folder: Path, code: str) -> Process:
+    made = process(folder, code)
+    made.start()
+    return made
+
+
+def ended(child: Process) -> None:
+    """Wait until the process that runs now is dead."""
+    assert child._process is not None
+    child._process.wait(PATIENCE_SECONDS)
+
+
+def says(child: Process, line: str) -> None:
+    """Wait until the last line of the log is this one."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while child.last_words() != line:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_running_process_is_left_alone(tmp_path: Path) -> None:
+    child = started(tmp_path, "import time; time.sleep(60)")
+    pid = child.pid
+    assert child.watch(0.0) is None
+    assert child.pid == pid
+    child.terminate()
+    child.wait(time.monotonic() + PATIENCE_SECONDS)
+
+
+def test_a_dead_process_is_started_again_after_a_pause_that_grows(tmp_path: Path) -> None:
+    child = started(tmp_path, "import sys; print('no luck'); sys.exit(3)")
+    pauses = []
+    now = 100.0
+    for _ in range(3):
+        ended(child)
+        assert child.watch(now) == "child ended with code 3: no luck"
+        assert child.watch(now) is None  # its pause is not over
+        begin = now
+        while (happened := child.watch(now)) is None:
+            now += 0.05
+        assert happened == "child started again"
+        pauses.append(now - begin)
+    assert pauses[0] < pauses[1] < pauses[2]
+    ended(child)
+
+
+def test_a_process_that_dies_again_and_again_is_given_up_with_its_last_words(tmp_path: Path) -> None:
+    child = started(tmp_path, "import sys; print('no memory'); sys.exit(1)")
+    now = 0.0
+    for _ in range(RESTARTS):
+        ended(child)
+        child.watch(now)
+        now += 6.0
+        assert child.watch(now) == "child started again"
+    ended(child)
+    with pytest.raises(GaveUp, match="no memory"):
+        child.watch(now)
+
+
+def test_deaths_long_ago_are_forgiven(tmp_path: Path) -> None:
+    child = started(tmp_path, "import sys; sys.exit(1)")
+    now = 0.0
+    for _ in range(2 * RESTARTS):
+        ended(child)
+        child.watch(now)
+        now += RESTART_WINDOW_SECONDS / RESTARTS + 1
+        assert child.watch(now) == "child started again"
+    ended(child)
+
+
+def test_a_wrong_setting_is_not_tried_again(tmp_path: Path) -> None:
+    child = started(tmp_path, "import sys; print('setting credits: wrong'); sys.exit(2)")
+    ended(child)
+    with pytest.raises(GaveUp, match="setting credits: wrong"):
+        child.watch(0.0)
+
+
+def test_a_killed_process_is_told_from_one_that_ended(tmp_path: Path) -> None:
+    child = started(tmp_path, "import time; time.sleep(60)")
+    psutil.Process(child.pid).kill()
+    ended(child)
+    assert child.watch(0.0) == "child was killed by signal 9"
+
+
+def test_one_that_does_not_listen_is_killed(tmp_path: Path) -> None:
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True)"
+    code = f"import signal, time; {deaf}; time.sleep(60)"
+    child = started(tmp_path, code)
+    says(child, "deaf")
+    child.terminate()
+    child.wait(time.monotonic() + 0.1)
+    assert not psutil.pid_exists(child.pid or 0)
+
+
+def test_a_child_has_its_own_process_group_its_threads_and_its_log(tmp_path: Path) -> None:
+    code = (
+        "import os, time; print(os.getpgid(0) == os.getpid(), os.environ['OMP_NUM_THREADS'], flush=True);"
+        "time.sleep(60)"
+    )
+    child = started(tmp_path, code)
+    says(child, "True 3")
+    child.terminate()
+    child.wait(time.monotonic() + PATIENCE_SECONDS)
+    assert (tmp_path / "child.log").read_text().startswith("$ cryoflux")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="parents are followed on Linux only")
+def test_a_child_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    follower = (
+        "import os, sys, time\nfrom services.lifeline import end_with\nend_with(int(sys.argv[1]))\n"
+        "print(os.getpid(), flush=True)\ntime.sleep(60)"
+    )
+    parent = (
+        "import os, subprocess, sys\n"
+        f"subprocess.Popen([sys.executable, '-c', {follower!r}, str(os.getpid())]).wait()"
+    )
+    child = started(tmp_path, parent)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not child.last_words().isdigit():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    grandchild = psutil.Process(int(child.last_words()))
+    psutil.Process(child.pid).send_signal(signal.SIGKILL)
+    ended(child)
+    assert grandchild.wait(PATIENCE_SECONDS) is None or not grandchild.is_running()
