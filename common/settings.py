@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -40,7 +40,21 @@ class Settings(BaseSettings):
     )
     http_host: str = Field("127.0.0.1", description="REST interface")
     http_port: int = Field(8000, ge=0, le=65535, description="REST interface; 0: any free port")
-    state: str = Field("cryoflux.sqlite", description="file of the embedded state store")
+    state: str = Field(
+        "cryoflux.sqlite", description="state store: a file for the embedded one, or redis://host:port/number"
+    )
+    results: str = Field("output", description="folder of sessions that do not name their own")
+
+    # ---- what can be watched
+    metrics_host: str = Field(
+        "127.0.0.1", description="where detector and workers serve /metrics; 0.0.0.0: on every interface"
+    )
+    metrics_port: int = Field(0, ge=0, le=65535, description="of /metrics; 0: any free port")
+    log_format: Literal["human", "json"] = Field("human", description="json: one object a line")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least that is told")
+    otlp_endpoint: str = Field(
+        "", description="traces go there (OpenTelemetry over HTTP); empty: none are made"
+    )
 
     # ---- the link
     heartbeat_seconds: float = Field(

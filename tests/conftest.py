@@ -1,9 +1,24 @@
 """Fixtures that every test may use."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+
+
+def program(name: str, package: str) -> str:
+    """Path of a program that a test runs for real, of a Debian package; without it the test is skipped.
+
+    In continuous integration, where everything has to be installed, it fails instead.
+    """
+    path = shutil.which(name)
+    if path is None:
+        missing = f"{name} is not installed: apt-get install {package}"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return path
 
 
 @pytest.fixture(scope="session")
