@@ -28,6 +28,15 @@ def test_psnr_and_ssim_are_scikit_images(offset: float, data_range: float | None
         assert got_ssim[i].item() == pytest.approx(wanted, abs=1e-9 if offset < 1e3 else 1e-5)
 
 
+def test_ssim_of_an_image_in_many_strips_is_scikit_images() -> None:
+    x, reference = pair((2, 701, 90))
+    wanted = [
+        structural_similarity(b, a, win_size=7, data_range=b.max() - b.min())
+        for a, b in zip(x.numpy(), reference.numpy(), strict=True)
+    ]
+    assert ssim(x, reference).tolist() == pytest.approx(wanted, abs=1e-9)
+
+
 def test_equal_images_are_perfect() -> None:
     _, reference = pair()
     assert torch.isinf(psnr(reference, reference)).all()
