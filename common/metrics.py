@@ -29,8 +29,8 @@ CONTROL: tuple[Part, ...] = ("control",)
 DETECTOR: tuple[Part, ...] = ("detector",)
 WORKER: tuple[Part, ...] = ("reconstructor",)
 
-LOSS_REASONS = ("not_finite", "not_coded", "rejected", "acquisition_failed", "stopped", "dropped", "other")
-"""Why a frame was lost; what exactly was wrong is said in the session's events and its journal."""
+LOSS_REASONS = ("not_finite", "not_coded", "rejected", "acquisition_failed", "stopped", "dropped")
+"""Why a frame was lost, or *other*; what exactly was wrong is said in the session's figures."""
 
 ACQUISITION_STATES = ("idle", "acquiring", "paused", "draining", "finished", "failed")
 SESSION_STATES = ("created", "running", "paused", "stopping", "completed", "failed")

@@ -9,20 +9,23 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import zmq
 from pydantic import BaseModel, ConfigDict, Field
 
+from common.exposition import Exposition, registry_of
 from common.operators.spec import MaskSpec
 from common.session import SessionSpec
 from common.settings import Settings
 from common.wire.control import Conflict, ControlClient, error_line
 from common.wire.link import keep_freed_memory
 from common.wire.messages import Register
+from detector_sim.metrics import Figures, families
 from detector_sim.publisher import Publisher
-from detector_sim.series import Series
+from detector_sim.series import Series, SeriesTotals
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,8 @@ class Detector:
     ----------
     on_event : callable, optional
         ``on_event(kind, message)``: told of every event, as the control plane is.
+    metrics_address : str
+        ``host:port`` where the process serves its metrics; empty: it does not.
 
     Raises
     ------
@@ -67,10 +72,12 @@ class Detector:
         settings: Settings,
         context: zmq.Context[Any],
         on_event: Callable[[str, str], None] | None = None,
+        metrics_address: str = "",
     ) -> None:
         self._settings = settings
         self._on_event = on_event
         self._series: Series | None = None
+        self._past = SeriesTotals()  # of the series before
         self._failure: str | None = None
         self._over = threading.Event()  # no series is running
         self._over.set()
@@ -95,6 +102,7 @@ class Detector:
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 data_endpoint=self.endpoint,
+                details={"metrics": metrics_address} if metrics_address else {},
             ),
             command=self.obey,
             telemetry=self.telemetry,
@@ -153,7 +161,10 @@ class Detector:
         except OSError as error:  # a file that is not there is the asker's mistake
             raise ValueError(error_line(error)) from error
         self._over.clear()
-        self._series = series
+        with self._publisher.changed:
+            if self._series is not None:
+                self._past = self._past.with_those_of(self._series.totals())
+            self._series = series
         series.start()
         return series.describe()
 
@@ -178,6 +189,32 @@ class Detector:
         values["workers"] = self._publisher.workers()
         values["malformed_messages"] = self._publisher.malformed
         return values
+
+    def figures(self) -> Figures:
+        """Everything that is measured here, at one moment."""
+        publisher = self._publisher
+        with publisher.changed:
+            ledger, series = publisher.ledger, self._series
+            present = [peer for peer in ledger.peers.values() if peer.present]
+            return Figures(
+                state=self.state,
+                totals=ledger.totals(),
+                in_flight=ledger.in_flight,
+                queued=ledger.queued,
+                spooled=0,
+                unacknowledged_bytes=ledger.held_bytes,
+                window_bytes=publisher.window_bytes,
+                series=self._past if series is None else self._past.with_those_of(series.totals()),
+                in_force=None if series is None else series.in_force(),
+                wire_bytes=publisher.bytes_sent,
+                open_credits=sum(peer.credit for peer in present),
+                workers_present=len(present),
+                workers_silent=len(ledger.peers) - len(present),
+                workers_joined=publisher.joined,
+                workers_departed=Counter(publisher.departed),
+                workers_refused=publisher.refused,
+                malformed_messages=publisher.malformed,
+            )
 
     def _event(self, kind: str, message: str) -> None:
         self._control.event(kind, message)
@@ -245,7 +282,8 @@ def run_detector(settings: Settings) -> int:
     keep_freed_memory()
     context: zmq.Context[Any] = zmq.Context()
     try:
-        detector = Detector(settings, context)
+        exposition = Exposition(settings.metrics_host, settings.metrics_port)
+        detector = Detector(settings, context, metrics_address=exposition.address)
     except OSError as error:
         print(f"cryoflux detector: {error.strerror}", file=sys.stderr)
         return 1
@@ -256,10 +294,12 @@ def run_detector(settings: Settings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
+    exposition.serve(registry_of(lambda: families(detector.figures())))
     detector.start()
-    log.info("detector listens on %s", detector.endpoint)
+    log.info("detector listens on %s, metrics on http://%s/metrics", detector.endpoint, exposition.address)
     detector.wanted.wait()
     clean = detector.finish(asked_again)
     detector.close()
+    exposition.close()
     context.term()
     return 0 if clean else 1

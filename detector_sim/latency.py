@@ -16,13 +16,15 @@ class LatencyHistogram:
 
     def __init__(self) -> None:
         decades = round(np.log10(LONGEST_SECONDS / SHORTEST_SECONDS))
-        self.bounds = np.geomspace(SHORTEST_SECONDS, LONGEST_SECONDS, decades * BINS_PER_DECADE + 1)
+        bounds = np.geomspace(SHORTEST_SECONDS, LONGEST_SECONDS, decades * BINS_PER_DECADE + 1)
+        self.bounds = np.array([float(f"{bound:.4g}") for bound in bounds])  # so that they show exactly
         self._counts = np.zeros(len(self.bounds) - 1, dtype=np.int64)
         self._recent: list[float] = []
         self.sum_seconds = 0.0
 
     def add(self, seconds: Sequence[float]) -> None:
-        """Count these latencies."""
+        """Count these latencies; a negative one, after a jump of the clock, as 0."""
+        seconds = [max(0.0, value) for value in seconds]
         self._recent.extend(seconds)
         self.sum_seconds += sum(seconds)
         if len(self._recent) >= SORTED_TOGETHER:
@@ -35,9 +37,16 @@ class LatencyHistogram:
         return self._counts
 
     def _sort_in(self) -> None:
-        bins = np.searchsorted(self.bounds, self._recent, side="right") - 1
+        bins = np.searchsorted(self.bounds, self._recent, side="left") - 1  # upper bounds are inclusive
         np.add.at(self._counts, bins.clip(0, len(self._counts) - 1), 1)
         self._recent.clear()
+
+    def with_those_of(self, other: LatencyHistogram) -> LatencyHistogram:
+        """The latencies of both."""
+        both = LatencyHistogram()
+        both._counts = self.counts + other.counts
+        both.sum_seconds = self.sum_seconds + other.sum_seconds
+        return both
 
     def percentile(self, percent: float) -> float | None:
         """The latency that so many percent did not exceed, to a bin's width; None without counts."""

@@ -46,6 +46,19 @@ class Accounts(NamedTuple):
         return self.acquired == self.acknowledged + self.in_flight + sum(self.lost.values())
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What was counted since the process started, over all its series; nothing here ever decreases."""
+
+    acquired: int = 0
+    acknowledged: int = 0
+    lost: Counter[str] = field(default_factory=Counter[str])  # by kind of reason
+    blocks_sent: int = 0
+    blocks_redelivered: int = 0
+    late_answers: int = 0
+    latency: LatencyHistogram = field(default_factory=LatencyHistogram)
+
+
 @dataclass(eq=False, slots=True)
 class Block:
     """Frames that travel together, kept until each is acknowledged or lost."""
@@ -94,6 +107,7 @@ class Ledger:
         self._start: Start | None = None
         self._end: End | None = None
         self._next_block = 0
+        self._past = Totals()
         self._reset()
 
     def _reset(self) -> None:
@@ -102,8 +116,10 @@ class Ledger:
         self._queue: deque[Block] = deque()
         self._acquired = self._acknowledged = self._gathering = 0
         self._lost: Counter[str] = Counter()
+        self._lost_kinds: Counter[str] = Counter()
         self._held_bytes = 0
         self._complete = False
+        self._blocks_sent = 0
         self.blocks_redelivered = 0
         self.late_answers = 0
         self.latency = LatencyHistogram()
@@ -120,6 +136,7 @@ class Ledger:
         """
         if self._blocks or self._gathering:
             raise RuntimeError("the series before still has frames in flight")
+        self._past = self.totals()
         self._reset()
         self._start, self._end = start, None
         for peer in self.peers.values():
@@ -131,10 +148,13 @@ class Ledger:
         self._acquired += count
         self._gathering += count
 
-    def lose(self, count: int, reason: str) -> None:
-        """So many frames that are in no block yet will never be sent."""
+    def lose(self, count: int, reason: str, kind: str = "other") -> None:
+        """So many frames that are in no block yet will never be sent.
+
+        ``kind`` is one of ``common.metrics.LOSS_REASONS``; the reason may be any text.
+        """
         self._gathering -= count
-        self._count_lost(count, reason)
+        self._count_lost(count, reason, kind)
 
     def configure(self, notice: ConfigurationNotice) -> None:
         """Make a configuration known; workers are told before the first frames that use it."""
@@ -158,15 +178,15 @@ class Ledger:
         """No frame will be acquired any more."""
         self._complete = True
 
-    def lose_gathering(self, reason: str) -> None:
+    def lose_gathering(self, reason: str, kind: str = "acquisition_failed") -> None:
         """The frames that are in no block yet will never be sent."""
-        self.lose(self._gathering, reason)
+        self.lose(self._gathering, reason, kind)
 
     def abandon(self, reason: str) -> None:
         """Give up what is still in flight, for the reason given."""
-        self.lose_gathering(reason)
+        self.lose_gathering(reason, "stopped")
         for block in list(self._blocks.values()):
-            self._count_lost(len(block.open_frames), reason)
+            self._count_lost(len(block.open_frames), reason, "stopped")
             block.open_frames.clear()
             self._forget(block)
 
@@ -189,6 +209,24 @@ class Ledger:
         for peer in self.peers.values():
             peer.notices.append(self._end)
 
+    @property
+    def in_flight(self) -> int:
+        """Frames without a verdict, counted one by one from what is held."""
+        return self._gathering + sum(len(block.open_frames) for block in self._blocks.values())
+
+    def totals(self) -> Totals:
+        """What was counted since the process started; not checked, for whoever watches to see it as it is."""
+        past = self._past
+        return Totals(
+            acquired=past.acquired + self._acquired,
+            acknowledged=past.acknowledged + self._acknowledged,
+            lost=past.lost + self._lost_kinds,
+            blocks_sent=past.blocks_sent + self._blocks_sent,
+            blocks_redelivered=past.blocks_redelivered + self.blocks_redelivered,
+            late_answers=past.late_answers + self.late_answers,
+            latency=past.latency.with_those_of(self.latency),
+        )
+
     def accounts(self) -> Accounts:
         """Where every frame is, counted one by one from what is held, not as a difference.
 
@@ -197,11 +235,16 @@ class Ledger:
         RuntimeError
             If the accounts do not balance, which is a bug.
         """
-        in_flight = self._gathering + sum(len(block.open_frames) for block in self._blocks.values())
-        accounts = Accounts(self._acquired, self._acknowledged, in_flight, dict(self._lost))
+        accounts = Accounts(self._acquired, self._acknowledged, self.in_flight, dict(self._lost))
         if not accounts.balanced:
             raise RuntimeError(f"frames unaccounted for: {accounts}")
         return accounts
+
+    @property
+    def queued(self) -> int:
+        """Frames in flight that no worker holds: gathering into a block, or in one that waits to be sent."""
+        waiting = (block for block in self._queue if self._is_open(block))
+        return self._gathering + sum(len(block.open_frames) for block in waiting)
 
     def has_room(self, size: int) -> bool:
         """Whether the window of unacknowledged payload takes ``size`` bytes more (an empty one takes any)."""
@@ -276,7 +319,7 @@ class Ledger:
                 block.refusals[frame] += 1
                 if block.refusals[frame] >= ATTEMPTS:
                     del block.open_frames[frame]
-                    self._count_lost(1, reject.reason)
+                    self._count_lost(1, reject.reason, "rejected")
         self._settle(block)
 
     def goodbye(self, identity: bytes) -> None:
@@ -348,6 +391,7 @@ class Ledger:
         peer = self.peers[identity]
         peer.credit -= 1
         peer.served += 1
+        self._blocks_sent += 1
         peer.blocks[block.header.block] = block
         block.holder = identity
         if len(block.open_frames) < len(block.header.frame_ids):  # some have their verdict from before
@@ -371,9 +415,10 @@ class Ledger:
             return None
         return block
 
-    def _count_lost(self, count: int, reason: str) -> None:
+    def _count_lost(self, count: int, reason: str, kind: str) -> None:
         if not count:
             return
+        self._lost_kinds[kind] += count
         if reason not in self._lost and len(self._lost) >= REASONS_KEPT:
             reason = "other reasons"
         self._lost[reason] += count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,6 +75,9 @@ class Publisher:
         self._series_open = False
         self._sent_before = 0
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self.window_bytes = window_bytes
+        self.joined = self.refused = 0  # workers that came; messages of strangers
+        self.departed: Counter[str] = Counter()  # workers that went, by common.metrics.DEPARTURES
         self.changed = threading.Condition()
 
     @property
@@ -105,6 +109,11 @@ class Publisher:
     def bytes_wire(self) -> int:
         """Bytes sent since the series was opened: headers, payloads, references, heartbeats, redeliveries."""
         return self._link.bytes_sent - self._sent_before
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes sent since the process started."""
+        return self._link.bytes_sent
 
     @property
     def malformed(self) -> int:
@@ -148,10 +157,10 @@ class Publisher:
         if is_awaited:
             self._bell.ring()
 
-    def lose(self, count: int, reason: str) -> None:
+    def lose(self, count: int, reason: str, kind: str = "other") -> None:
         """So many frames that are in no block yet will never be sent."""
         with self.changed:
-            self._ledger.lose(count, reason)
+            self._ledger.lose(count, reason, kind)
 
     def complete(self) -> None:
         """No frame will be acquired any more: when all is delivered, the series ends."""
@@ -187,6 +196,7 @@ class Publisher:
             with self.changed:
                 if self._watch.due(now):
                     for name in self._ledger.tick(now):
+                        self.departed["silent"] += 1
                         self._event("worker_silent", f"worker {name} is silent: its frames go to others")
                 if self._heartbeat.due(now):
                     self._ledger.heartbeat()
@@ -229,6 +239,7 @@ class Publisher:
                 ledger.reject(identity, reject)
             case Hello() as hello:
                 ledger.hello(identity, hello, now)
+                self.joined += 1
                 self._event("worker_joined", f"worker {hello.worker} on {hello.host} (pid {hello.pid})")
             case Goodbye():
                 self._lose_peer(identity, "left")
@@ -241,6 +252,7 @@ class Publisher:
         known = identity in self._ledger.peers
         log.warning("message from %r not understood: %s", identity, reason)
         if not known:
+            self.refused += 1
             try:
                 self._spend(self._link.send(Refusal(reason=reason), to=identity))
             except PeerGone:
@@ -251,6 +263,8 @@ class Publisher:
         peer = self._ledger.peers.get(identity)
         if peer is not None:
             self._ledger.goodbye(identity)
+            if peer.present:  # a silent one was counted when it fell silent
+                self.departed["left" if how == "left" else "gone"] += 1
             self._event("worker_left", f"worker {peer.name} {how}")
 
     def _send_notices(self) -> None:

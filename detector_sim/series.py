@@ -6,9 +6,10 @@ import logging
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,24 @@ class _Setting:
     frames: int = 0
 
 
+@dataclass(frozen=True)
+class SeriesTotals:
+    """What a series, or several after one another, counted; nothing here ever decreases."""
+
+    bytes_raw: int = 0
+    reference_bytes_raw: int = 0
+    reference_bytes_lossless: int = 0
+    idle_seconds: float = 0.0
+    bad_files: int = 0
+    changes: int = 0
+    frames: Counter[tuple[str, float]] = field(default_factory=Counter[tuple[str, float]])
+
+    def with_those_of(self, other: SeriesTotals) -> SeriesTotals:
+        """The sums of both."""
+        names = (name.name for name in fields(self))
+        return SeriesTotals(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
 @dataclass(eq=False, slots=True)
 class _Change:
     """A configuration on its way to the acquisition thread, which says from which frame on it is in force."""
@@ -85,6 +104,8 @@ class Series:
         event: Callable[..., None],
     ) -> None:
         self._spec, self._publisher, self._event = spec, publisher, event
+        if spec.output is None:
+            raise ValueError("output: no folder is named; the control plane names one where the asker does not")
         output = Path(spec.output).absolute()
         if (output / "recovered.mrcs").exists() or (output / "journal").exists():
             raise ValueError(f"output: {output} already holds the results of a session; name another folder")
@@ -125,11 +146,13 @@ class Series:
             block_frames=max(1, LARGEST_BLOCK_BYTES_RAW // frame_bytes),
             linger_seconds=self._linger,
             publish=publisher.add,
-            lose=publisher.lose,
+            lose=lambda count, reason: publisher.lose(count, reason, "not_coded"),
         )
         self._frames_limit = spec.camera.frames
         self._next_frame = 0
         self._seconds_per_frame = 0.0
+        self._changes = 0
+        self._in_force_since = 0.0
         self._change: _Change | None = None
         self._stopping = False
         self._bad_files_told = 0
@@ -261,6 +284,7 @@ class Series:
                 "frames_acquired": accounts.acquired,
                 "frames_acknowledged": accounts.acknowledged,
                 "frames_in_flight": accounts.in_flight,
+                "frames_queued": ledger.queued,
                 "frames_lost": accounts.lost,
                 "bytes_raw": bytes_raw,
                 "bytes_wire": self._publisher.bytes_wire,
@@ -284,6 +308,29 @@ class Series:
                 ],
             }
 
+    def totals(self) -> SeriesTotals:
+        """What the series counted; hold the publisher's ``changed``."""
+        frames: Counter[tuple[str, float]] = Counter()
+        for setting in self._configured.values():
+            configuration = setting.configuration
+            frames[configuration.mask.kind, configuration.compression_factor] += setting.frames
+        return SeriesTotals(
+            bytes_raw=self._next_frame * self.dtype.itemsize * self.shape[0] * self.shape[1],
+            reference_bytes_raw=self._assembler.reference_bytes_raw,
+            reference_bytes_lossless=self._assembler.reference_bytes,
+            idle_seconds=self._camera.idle_seconds(time.monotonic()),
+            bad_files=len(self._source.bad_files),
+            changes=self._changes,
+            frames=frames,
+        )
+
+    def in_force(self) -> tuple[str, float, float] | None:
+        """Kind and factor of the mask in force, and since when (Unix seconds); None once the series is over."""
+        if self.over or not self._in_force_since:
+            return None
+        configuration = self._setting.configuration
+        return configuration.mask.kind, configuration.compression_factor, self._in_force_since
+
     # ---- the acquisition thread
 
     def _run(self) -> None:
@@ -296,6 +343,7 @@ class Series:
                 self._event("error", f"acquisition failed: {self._error}")
         self._source.close()
         with self._publisher.changed:
+            self._camera.release(time.monotonic())  # what is only delivered is not waited for
             self._publisher.ledger.lose_gathering("acquisition failed")
             if not self.over:
                 self.state = "draining"
@@ -367,6 +415,8 @@ class Series:
         self._publisher.configure(ConfigurationNotice(configuration=configuration.model_dump(mode="json")))
         with self._publisher.changed:
             self._setting = self._configured.setdefault(configuration.config_id, setting)
+            self._changes += 1
+            self._in_force_since = time.time()
 
     def _expose(self, batch: FrameBatch) -> Shots | None:
         """Number the frames and read them out; None if not one of them can be."""
@@ -388,7 +438,7 @@ class Series:
             finite = _finite(frames)
             if finite.all():
                 raise
-            self._publisher.lose(int((~finite).sum()), NOT_FINITE)
+            self._publisher.lose(int((~finite).sum()), NOT_FINITE, "not_finite")
             kept = np.flatnonzero(finite).tolist()
             if not kept:
                 return None

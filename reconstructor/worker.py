@@ -16,14 +16,18 @@ import threading
 import time
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import zmq
+from prometheus_client.metrics_core import Metric as Family
 from pydantic import BaseModel, ConfigDict, Field
 
+from common import metrics
+from common.exposition import Exposition, registry_of
+from common.gpu import gpu_of
 from common.session import RecoverySpec
 from common.settings import Settings
 from common.wire.control import ControlClient, error_line
@@ -39,6 +43,7 @@ from common.wire.messages import (
     Start,
 )
 from reconstructor.batches import Block, Outcome, Recoverer, RecoveryChoice
+from reconstructor.metrics import Measured
 from reconstructor.recovery import check_recovery
 from reconstructor.subscriber import Subscriber
 from reconstructor.writer import Results, ResultsWriter
@@ -63,12 +68,33 @@ class AttachArguments(_Arguments):
     data_endpoint: str = Field(min_length=1)
 
 
+class Newest(NamedTuple):
+    """The highest frame ids recovered of a series, all frames and those also sent whole; None before any."""
+
+    series: str = ""
+    frame: int | None = None
+    reference: int | None = None
+
+    def after(self, results: Results) -> Newest:
+        """The same when further results are durable."""
+        header = results.header
+        frames = {header.frame_ids[row] for row in results.rows}
+        references = frames.intersection(header.reference_ids)
+        before = self if self.series == header.series else Newest()
+        return Newest(
+            header.series,
+            max((*frames, *([] if before.frame is None else [before.frame])), default=None),
+            max((*references, *([] if before.reference is None else [before.reference])), default=None),
+        )
+
+
 class _Tally:
     """What this process has counted since it started; its threads add, telemetry reads."""
 
     def __init__(self) -> None:
         self.frames_recovered = self.frames_rejected = self.batches = 0
         self.recovery_seconds = self.write_seconds = 0.0
+        self.newest = Newest()
         self.quality: dict[str, dict[str, float]] = defaultdict(
             lambda: dict.fromkeys(
                 (
@@ -97,6 +123,7 @@ class _Tally:
             ("free_residual_sum", sum(free)),
         ):
             quality[name] += value
+        self.newest = self.newest.after(results)
         self.frames_recovered += len(results.rows)
 
 
@@ -107,9 +134,13 @@ class Worker:
     ----------
     name : str
         As people know it; each process writes its files under a name of its own.
+    metrics_address : str
+        ``host:port`` where the process serves its metrics; empty: it does not.
     """
 
-    def __init__(self, settings: Settings, name: str, context: zmq.Context[Any]) -> None:
+    def __init__(
+        self, settings: Settings, name: str, context: zmq.Context[Any], metrics_address: str = ""
+    ) -> None:
         self._threads_of_torch = settings.worker_threads
         device = settings.device
         if device == "auto":
@@ -123,6 +154,9 @@ class Worker:
         self._waiting: deque[Received | None] = deque()
         self._writer: ResultsWriter | None = None
         self._tally = _Tally()
+        self._measured = Measured()
+        self._gpu = gpu_of(self._device)
+        self._credits = settings.credits
         self._series = ""
         self._busy_before = (time.monotonic(), 0.0)
         self._error: str | None = None
@@ -145,7 +179,12 @@ class Worker:
                 name=name,
                 host=socket.gethostname(),
                 pid=os.getpid(),
-                details={"device": str(self._device), "threads": self._threads_of_torch},
+                details={
+                    "device": str(self._device),
+                    "threads": self._threads_of_torch,
+                    "journal": self._unique_name,
+                    **({"metrics": metrics_address} if metrics_address else {}),
+                },
             ),
             command=self.obey,
             telemetry=self.telemetry,
@@ -254,6 +293,7 @@ class Worker:
             "busy_share": min(1.0, max(0.0, share)),
             "blocks_held": self._subscriber.held,
             "quality": {config_id: dict(figures) for config_id, figures in list(tally.quality.items())},
+            "newest": tally.newest._asdict(),
             "recovery_id": self._choice.recovery_id,
             "device": str(self._device),
             "threads": self._threads_of_torch,
@@ -261,6 +301,19 @@ class Worker:
             "malformed_messages": self._subscriber.malformed,
             "error": self.error,
         }
+
+    def families(self) -> Iterator[Family]:
+        """What Prometheus is told."""
+        tally, device, threads = self._tally, str(self._device), str(self._threads_of_torch)
+        yield metrics.RECOVERED.family(tally.frames_recovered)
+        yield metrics.REJECTED.family(tally.frames_rejected)
+        yield from self._measured.families()
+        yield metrics.BLOCKS_HELD.family(self._subscriber.held)
+        yield metrics.CREDITS.family(self._credits)
+        yield metrics.WORKER_INFO.family({(device, threads): 1})
+        yield metrics.MALFORMED.family(self._subscriber.malformed)
+        if self._gpu is not None:
+            yield from self._gpu.collect()
 
     # ---- the recovery thread
 
@@ -300,10 +353,15 @@ class Worker:
                 break
             blocks.append(Block(next_header, follower.buffers))
             self._waiting.popleft()
-        began = time.monotonic()
-        outcomes = self._recoverer.recover(blocks, self._choice)
-        self._tally.recovery_seconds += time.monotonic() - began
+        choice, began = self._choice, time.monotonic()
+        outcomes = self._recoverer.recover(blocks, choice)
+        seconds = time.monotonic() - began
+        self._tally.recovery_seconds += seconds
         self._tally.batches += 1
+        wanted = (
+            block.header.frame_ids if block.header.wanted is None else block.header.wanted for block in blocks
+        )
+        self._measured.batch(choice.spec.method, sum(map(len, wanted)), seconds)
         for outcome in outcomes:
             self._outbox.put(outcome)
 
@@ -347,6 +405,8 @@ class Worker:
     def _configure(self, notice: ConfigurationNotice) -> None:
         assert self._writer is not None
         self._writer.configure(notice)
+        configuration = notice.configuration
+        self._measured.configuration(configuration["config_id"], configuration["mask"]["kind"])
 
     def _finish(self, outcomes: list[Outcome]) -> None:
         """Make results durable, then answer for their blocks."""
@@ -355,12 +415,15 @@ class Worker:
             assert self._writer is not None
             began = time.monotonic()
             self._writer.write(group)
-            self._tally.write_seconds += time.monotonic() - began
+            seconds = time.monotonic() - began
+            self._tally.write_seconds += seconds
+            self._measured.written(seconds)
         for outcome in outcomes:
             header, results = outcome.block.header, outcome.results
             answers: list[Message] = []
             if results is not None:
                 self._tally.add(results)
+                self._measured.judged(results)
                 frame_ids = [header.frame_ids[row] for row in results.rows]
                 answers.append(Ack(series=header.series, block=header.block, frame_ids=frame_ids))
             self._tally.frames_rejected += len(outcome.rejected)
@@ -380,15 +443,19 @@ def run_worker(settings: Settings, name: str) -> int:
     keep_freed_memory()
     context: zmq.Context[Any] = zmq.Context()
     try:
-        worker = Worker(settings, name, context)
+        exposition = Exposition(settings.metrics_host, settings.metrics_port)
+        worker = Worker(settings, name, context, metrics_address=exposition.address)
     except (OSError, RuntimeError) as error:  # an endpoint or a device that does not exist
         print(f"cryoflux reconstructor: {error_line(error)}", file=sys.stderr)
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: worker.wanted.set())
+    exposition.serve(registry_of(worker.families))
     worker.start()
+    log.info("metrics on http://%s/metrics", exposition.address)
     worker.wanted.wait()
     worker.close()
+    exposition.close()
     context.term()
     if worker.failed:
         print(f"cryoflux reconstructor: {worker.error}", file=sys.stderr)
