@@ -12,7 +12,7 @@ from services.control_plane import problems
 from services.control_plane.bus import Bus
 from services.control_plane.problems import Problem
 from services.control_plane.recorder import Recorder
-from services.control_plane.routes import acquisition, frames, health, metrics, recovery, sessions
+from services.control_plane.routes import acquisition, console, frames, health, metrics, recovery, sessions
 from services.control_plane.sessions import Finalise, Sessions
 
 API_VERSION = "1.0.0"
@@ -55,6 +55,7 @@ def routed(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | No
     for resource in (sessions, acquisition, recovery, metrics, frames):
         app.include_router(resource.router, prefix=BASE)
     app.include_router(health.router)
+    app.include_router(console.router)
     problems.install(app)
     _document_problems(app)
     return app

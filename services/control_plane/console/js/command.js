@@ -1,0 +1,71 @@
+// A command: the REST call it makes, shown as a line for the shell, and what came of it.
+
+import { call, curl, Problem } from "./api.js";
+import { element, mark, say } from "./dom.js";
+
+/** The call as a line that can be copied. */
+export class Line {
+  constructor(what) {
+    this.code = element("code", {});
+    const button = element("button", { class: "copy", type: "button" }, "copy");
+    button.setAttribute("aria-label", `Copy the REST call: ${what}`);
+    button.addEventListener("click", async () => {
+      say(button, (await copy(this.code)) ? "copied" : "select it");
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => say(button, "copy"), 1500);
+    });
+    this.place = element("div", { class: "call" }, this.code, button);
+  }
+
+  show(request) {
+    this.request = request;
+    const { method, path } = request;
+    say(this.code, curl(request));
+    mark(this.code, "title", `${method} /api/v1/${path}`);
+  }
+}
+
+async function copy(code) {
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    return true;
+  } catch {
+    // no clipboard without https: the older way
+    const range = document.createRange();
+    range.selectNodeContents(code);
+    const selection = getSelection();
+    selection.removeAllRanges();
+    selection.addRange(range);
+    return document.execCommand("copy");
+  }
+}
+
+/** What became of the last call. */
+export class Outcome {
+  constructor() {
+    this.place = element("p", { class: "outcome", role: "status", "aria-live": "polite" });
+  }
+
+  show(text, tone) {
+    say(this.place, text);
+    mark(this.place, "data-tone", tone ?? null);
+  }
+}
+
+/**
+ * Carry out a request while its button is busy.
+ * @returns what was answered, or null; `wrong` is told of a problem
+ */
+export async function carryOut(button, request, wrong) {
+  if (button.getAttribute("aria-busy") === "true") return null;
+  mark(button, "aria-busy", "true");
+  try {
+    return await call(request);
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    wrong(error);
+    return null;
+  } finally {
+    mark(button, "aria-busy", null);
+  }
+}
