@@ -30,7 +30,7 @@ const CHARTS = [
   },
   {
     id: "gain", title: "Gain", unit: "×", show: times, zero: true,
-    series: [["gain", "raw / wire"], ["lossless_gain", "lossless / wire"], ["rate_gain", "frames/s"]],
+    series: [["gain", "raw"], ["lossless_gain", "lossless"], ["rate_gain", "frames/s"]],
   },
   { id: "psnr", title: "PSNR", unit: "dB", show: (v) => fixed(v, 2), series: [["psnr", "references"]] },
   { id: "ssim", title: "SSIM", unit: "", show: (v) => fixed(v, 3), series: [["ssim", "references"]] },
@@ -61,7 +61,7 @@ export class Charts {
     this.colours = {};
     this.panels = CHARTS.map((what) => this.#panel(place, what));
     this.buttons = SPANS.map(([name, span]) => {
-      const button = element("button", { class: "chip", type: "button", "aria-pressed": span === this.span },
+      const button = element("button", { class: "chip", type: "button", "aria-pressed": String(span === this.span) },
         name);
       button.addEventListener("click", () => this.#show(span));
       return button;
@@ -110,8 +110,8 @@ export class Charts {
     const { series, origin } = this.model;
     if (series.length === 0) return [0, 60];
     const [first, last] = [series.columns.at[0] - origin, series.columns.at[series.length - 1] - origin];
-    const end = Math.max(last, 10);
-    return [this.span < Infinity ? Math.max(0, end - this.span) : Math.min(Math.max(first, 0), end - 10), end];
+    const [begin, end] = [first < 30 ? 0 : first, Math.max(last, 10)];
+    return [Math.max(begin, end - this.span), end];
   }
 
   #panel(place, what) {
@@ -196,7 +196,7 @@ export class Charts {
           values: (plot, splits) => splits.map((at) => (at < 0 ? "" : duration(at))),
         },
         {
-          stroke: colours.muted, font: FONT, size: 44, gap: 5, space: 30,
+          stroke: colours.muted, font: FONT, size: 44, gap: 5, space: 22,
           grid: { stroke: colours.grid, width: 1 }, ticks: { show: false },
           values: (plot, splits) => splits.map((value) => axisNumber(value, splits)),
         },
@@ -254,28 +254,40 @@ export class Charts {
     ctx.textBaseline = "bottom";
     for (const [value, name] of this.#limits(panel.what)) {
       const y = Math.round(plot.valToPos(value, "y", true)) + 0.5;
-      ctx.strokeStyle = ctx.fillStyle = this.colours.mark;
+      ctx.strokeStyle = this.colours.mark;
       ctx.setLineDash([2 * ratio, 3 * ratio]);
       line(ctx, bbox.left, y, bbox.left + bbox.width, y);
-      ctx.textAlign = "right";
-      ctx.fillText(name, bbox.left + bbox.width - 2 * ratio, y - ratio);
+      const width = ctx.measureText(name).width;
+      const left = bbox.left + bbox.width - width - 4 * ratio;
+      ctx.fillStyle = this.colours.surface;
+      ctx.fillRect(left - 3 * ratio, y - 6 * ratio, width + 6 * ratio, 12 * ratio);
+      ctx.fillStyle = this.colours.muted;
+      ctx.textAlign = "left";
+      ctx.textBaseline = "middle";
+      ctx.fillText(name, left, y);
+      ctx.textBaseline = "bottom";
     }
     let shown = 0;
-    let free = -Infinity; // no label over another
+    let free = Infinity; // no label over another; the newest has the right of way
     ctx.textAlign = "left";
-    for (const { at, label } of this.model.changes()) {
+    for (const { at, label } of this.model.changes().reverse()) {
       const x = Math.round(plot.valToPos(at, "x", true)) + 0.5;
-      if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;
-      ctx.strokeStyle = this.colours.mark;
-      ctx.setLineDash([4 * ratio, 3 * ratio]);
-      line(ctx, x, bbox.top, x, bbox.top + bbox.height);
-      shown += 1;
+      if (x > bbox.left + bbox.width + 1) continue;
+      const before = x <= bbox.left + 1; // in force when what is shown begins
+      if (!before) {
+        ctx.strokeStyle = this.colours.mark;
+        ctx.setLineDash([4 * ratio, 3 * ratio]);
+        line(ctx, x, bbox.top, x, bbox.top + bbox.height);
+        shown += 1;
+      }
       const width = ctx.measureText(label).width;
-      const left = Math.min(x - ratio, bbox.left + bbox.width - width);
-      if (left < free) continue;
-      ctx.fillStyle = this.colours.text;
-      ctx.fillText(label, left, bbox.top - 2 * ratio);
-      free = left + width + 6 * ratio;
+      const left = Math.min(Math.max(x - ratio, bbox.left), bbox.left + bbox.width - width);
+      if (left + width <= free) {
+        ctx.fillStyle = this.colours.text;
+        ctx.fillText(label, left, bbox.top - 2 * ratio);
+        free = left - 6 * ratio;
+      }
+      if (before) break;
     }
     ctx.restore();
     mark(panel.figure, "data-marks", shown);
@@ -289,11 +301,14 @@ function line(ctx, x0, y0, x1, y1) {
   ctx.stroke();
 }
 
-/** As many decimals as tell two splits apart. */
+/** As many decimals as the step between splits has. */
 function axisNumber(value, splits) {
-  const step = splits.length > 1 ? Math.abs(splits[1] - splits[0]) : 1;
+  if (value === null) return "";
   if (Math.abs(value) >= 10_000) return `${Number((value / 1000).toFixed(1))}k`;
-  return value.toFixed(Math.max(0, Math.min(4, -Math.floor(Math.log10(step) + 1e-9)))).replace("-", "\u2212");
+  const step = splits.length > 1 ? Math.abs(splits[1] - splits[0]) : 1;
+  let decimals = 0;
+  while (decimals < 4 && Math.abs(step * 10 ** decimals - Math.round(step * 10 ** decimals)) > 1e-6) decimals += 1;
+  return value.toFixed(decimals).replace("-", "\u2212");
 }
 
 export const charts = (model) => new Charts(by("charts"), by("chart-tools"), model);

@@ -20,7 +20,11 @@ export class Line {
   show(request) {
     this.request = request;
     const { method, path } = request;
-    say(this.code, curl(request));
+    const text = curl(request);
+    if (this.code.textContent !== text) {
+      // lines may break behind a slash, without a character more in what is copied
+      this.code.replaceChildren(...text.split(/(?<=[^/]\/)(?=[^/])/).flatMap((part) => [part, element("wbr")]));
+    }
     mark(this.code, "title", `${method} /api/v1/${path}`);
   }
 }

@@ -28,9 +28,9 @@ class Numbers {
 export class Figures {
   constructor() {
     this.gains = new Numbers(by("gains"), [
-      ["raw", "over raw", "raw bytes of the acquired frames over bytes on the wire, headers and all"],
-      ["lossless", "over lossless coding", "the same frames losslessly compressed, over bytes on the wire"],
-      ["frames", "under the link limit", "frames per second more than the same link carries uncompressed"],
+      ["raw", "Throughput gain", "raw bytes of the acquired frames over bytes on the wire, headers and all"],
+      ["lossless", "Gain over lossless", "the same frames losslessly compressed, over bytes on the wire"],
+      ["frames", "Gained under the link limit", "frames per second more than the same link carries uncompressed"],
     ]);
     this.rates = new Numbers(by("rates"), [
       ["frames", "Frames", "acquired, over the last seconds"],
@@ -46,9 +46,9 @@ export class Figures {
     const [wire, wireUnit] = bytes(metrics.bytes.wire);
     const [raw, rawUnit] = bytes(metrics.bytes.raw);
     const [lossless, losslessUnit] = bytes(metrics.bytes.raw_lossless);
-    this.gains.set("raw", number(metrics.throughput_gain), "×", `${raw} ${rawUnit} as ${wire} ${wireUnit}`);
+    this.gains.set("raw", number(metrics.throughput_gain), "×", `${raw} ${rawUnit} raw as ${wire} ${wireUnit}`);
     this.gains.set("lossless", number(metrics.gain_over_lossless), "×",
-      lossless === NONE ? "" : `${lossless} ${losslessUnit} losslessly coded`);
+      lossless === NONE ? "" : `${lossless} ${losslessUnit} if losslessly coded`);
     this.#underLimit(metrics, session);
 
     const over = !["running", "paused", "created", "stopping"].includes(session.state);
@@ -71,7 +71,7 @@ export class Figures {
     } else if (typeof raw !== "number") {
       this.gains.set("frames", NONE, "", "not known yet");
     } else {
-      const carried = `link carries ${number(raw)} uncompressed`;
+      const carried = `the link carries ${number(raw)} uncompressed`;
       this.gains.set("frames", signed(metrics.frames_per_s - raw), "frames/s",
         typeof lossless === "number" ? `${carried}, ${number(lossless)} lossless` : carried);
     }
@@ -136,11 +136,12 @@ export function showStanding({ session, metrics }) {
   const acquired = metrics?.frames.acquired ?? 0;
   const bar = by("progress");
   bar.hidden = !expected;
+  mark(bar.parentElement, "data-endless", !expected);
   if (expected) mark(bar, "value", Math.min(1, acquired / expected));
   say(by("progress-frames"), expected ? `${count(acquired)} of ${plural(expected, "frame")}`
     : `${plural(acquired, "frame")}, until stopped`);
   const elapsed = metrics?.elapsed_seconds;
-  let time = elapsed === undefined ? "" : duration(elapsed);
+  let time = elapsed === undefined ? "" : `${duration(elapsed)} elapsed`;
   if (expected && session.state === "running" && metrics?.frames_per_s > 0) {
     time += `, about ${duration((expected - acquired) / metrics.frames_per_s)} left`;
   }

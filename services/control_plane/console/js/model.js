@@ -38,7 +38,7 @@ export class Model {
         return true;
       case "point":
         if (!this.points.take(data.number)) return false;
-        this.series.push(row(data, this.metrics));
+        this.series.push(row(data, this.session?.specification.link_mbit_per_s));
         return true;
       case "event":
         if (!this.numbers.take(data.number)) return false;
@@ -88,9 +88,8 @@ export class Model {
 }
 
 /** A point as a row of the series. */
-function row(point, metrics) {
+function row(point, link) {
   const quality = point.recent_quality ?? {};
-  const limit = metrics?.raw_frames_per_s_limit;
   return {
     at: Date.parse(point.at) / 1000,
     frames_per_s: point.frames_per_s,
@@ -98,7 +97,7 @@ function row(point, metrics) {
     raw: point.raw_mbit_per_s,
     gain: point.throughput_gain,
     lossless_gain: point.gain_over_lossless,
-    rate_gain: limit ? point.frames_per_s / limit : null,
+    rate_gain: link ? point.raw_mbit_per_s / link : null, // frames/s over those of the same link, uncoded
     psnr: quality.psnr,
     ssim: quality.ssim,
     frc: quality.frc_resolution_angstrom,

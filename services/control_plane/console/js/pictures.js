@@ -11,10 +11,10 @@ const VIEWS = [
   ["measurement", "Measurement", "what came over the wire"],
   ["recovered", "Recovered", "the image"],
   ["reference", "Reference", "the frame as acquired"],
-  ["residual", "Residual", "measured, but not explained: A⁺(y − A x)"],
+  ["residual", "Residual", "unexplained: A⁺(y − A x)"],
 ];
 const LARGEST_SIDE = 640; // larger frames are asked for at this size
-const CONTRAST = { low: 1, high: 99 };
+const CONTRAST = { low: 1, high: 99, scale: "own" };
 
 const FACTS = [
   ["psnr", "PSNR", (f) => fixed(f.psnr, 2), "dB"],
@@ -36,7 +36,7 @@ export class Pictures {
     this.mode = "reference"; // reference: newest that was also sent whole; newest; number
     this.chosen = 0;
     this.paused = false;
-    this.contrast = { ...CONTRAST, scale: "reference" };
+    this.contrast = { ...CONTRAST };
     this.shown = null; // what is drawn: frame and contrast
     this.loading = null;
     this.again = false;
@@ -93,14 +93,14 @@ export class Pictures {
       this.sliders[id] = { input, value };
       return element("label", { class: "slider", for: `contrast-${id}` }, element("span", {}, name), input, value);
     };
-    this.scale = element("input", { type: "checkbox", id: "contrast-scale", checked: true });
+    this.scale = element("input", { type: "checkbox", id: "contrast-scale" });
     this.scale.addEventListener("change", () => {
       this.contrast.scale = this.scale.checked ? "reference" : "own";
       this.#contrast();
     });
     const reset = element("button", { class: "chip", type: "button" }, "reset");
     reset.addEventListener("click", () => {
-      Object.assign(this.contrast, CONTRAST, { scale: "reference" });
+      Object.assign(this.contrast, CONTRAST);
       this.#contrast();
     });
     this.line = new Line("a picture");

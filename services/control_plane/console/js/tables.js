@@ -25,13 +25,13 @@ export class Configurations {
       { title: "Mask" },
       { title: "C", class: "right", hint: "honest: pixels over real numbers measured" },
       { title: "C printed", class: "right", hint: "what the papers print for this mask" },
-      { title: "First frame", class: "right" },
+      { title: "From frame", class: "right", hint: "the first that was acquired so" },
       { title: "Frames", class: "right" },
-      { title: "References", class: "right", hint: "frames also sent whole: PSNR, SSIM and FRC are theirs" },
+      { title: "Refs", class: "right", hint: "frames also sent whole: PSNR, SSIM and FRC are theirs" },
       { title: "PSNR dB", class: "right" },
       { title: "SSIM", class: "right" },
       { title: "FRC Å", class: "right", hint: "resolution at FRC = 0.143; smaller is finer" },
-      { title: "Free residual", class: "right", hint: "error in predicting held-out measurements; 1: nothing predicted" },
+      { title: "Free res.", class: "right", hint: "error in predicting held-out measurements; 1: nothing predicted" },
     ], "no frame was acquired yet");
   }
 
@@ -71,8 +71,7 @@ export class Workers {
       { title: "Frames", class: "right", hint: "recovered by this process" },
       { title: "Batch", class: "right", hint: "frames recovered together, mean" },
       { title: "Credits", class: "right", hint: "blocks it may still be sent" },
-      { title: "Device" },
-      { title: "Process" },
+      { title: "Process", hint: "device, process id; host and threads in its tooltip" },
     ], "no worker is registered");
   }
 
@@ -112,8 +111,10 @@ export class Workers {
         { text: count(worker.frames_recovered), title: `${count(worker.frames_rejected)} rejected` },
         worker.present ? short(worker.batch_frames_mean, 1) : NONE,
         worker.present ? count(worker.credits) : NONE,
-        worker.device ? `${worker.device}${worker.threads ? `, ${worker.threads} threads` : ""}` : NONE,
-        `${worker.host}:${worker.pid}`,
+        {
+          text: `${worker.device ? `${worker.device}, ` : ""}${worker.pid}`,
+          title: `${worker.host}${worker.threads ? `, ${worker.threads} threads` : ""}`,
+        },
       ],
     })));
   }
@@ -134,8 +135,10 @@ export class Log {
     if (this.session !== session?.id || events.length === 0) {
       this.session = session?.id;
       this.first = 0;
-      this.place.replaceChildren();
+      this.place.replaceChildren(element("li", { class: "empty" }, "nothing has happened yet"));
     }
+    if (events.length === 0) return;
+    this.place.querySelector(".empty")?.remove();
     const fresh = events.filter((event) => event.number > this.first);
     for (const event of fresh) {
       this.place.prepend(element("li", { "data-kind": event.kind, "data-tone": TONES[event.kind] },
@@ -145,12 +148,6 @@ export class Log {
       this.first = event.number;
     }
     while (this.place.childElementCount > events.length) this.place.lastElementChild.remove();
-    if (events.length === 0) {
-      this.place.replaceChildren(element("li", { class: "empty" }, "nothing has happened yet"));
-      this.first = 0;
-    } else {
-      this.place.querySelector(".empty")?.remove();
-    }
   }
 }
 
