@@ -6,9 +6,17 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from services.failure import CannotRun, WrongOption, fail
+from services.options import PlaceOptions, RecoveryOptions, SessionOptions, SpecimenOptions, spread
+
+if TYPE_CHECKING:
+    from common.settings import Settings
+    from services.client import Plan
+    from services.live import Place
 
 app = typer.Typer(
     name="cryoflux",
@@ -17,10 +25,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 
-DEFAULT_PORT = 8000
+RUN, STEER, FILES, PARTS = "Run", "Steer what runs", "Simulate and recover", "Parts, for a cluster"
 
 
 def main() -> NoReturn:
@@ -52,161 +60,142 @@ def _options(
     pass
 
 
-# ---- a whole session -----------------------------------------------------------------------------------
+# ---- whole sessions ------------------------------------------------------------------------------------
 
-Structure = Annotated[
-    str | None, typer.Option(help="'cage' (built in), or a PDB, mmCIF or MRC file.", show_default="cage")
-]
-Side = Annotated[int | None, typer.Option(help="Side of a simulated frame, pixels.", show_default="128")]
-PixelSize = Annotated[float | None, typer.Option(help="Å; of a file: instead of what it says.")]
-Dose = Annotated[float | None, typer.Option(help="Electrons per Å².", show_default="20")]
-Snr = Annotated[
-    float | None,
-    typer.Option(help="Gaussian noise at this signal-to-noise variance ratio, instead of counts."),
-]
-Micrographs = Annotated[bool, typer.Option(help="Whole micrographs with many particles.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the session in that folder.")]
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
+@spread
 def live(
-    input: Annotated[
-        str,
-        typer.Option(
-            "--input",
-            help="'specimen' (simulated), 'pattern' (numbered frames), an MRC, TIFF or STAR file, a folder.",
-        ),
-    ] = "specimen",
-    watch: Annotated[bool, typer.Option("--watch", help="A folder: wait for new files.")] = False,
-    mask: Annotated[str, typer.Option(help="coded-aperture, phase-plate or none.")] = "coded-aperture",
-    kernel: Annotated[int | None, typer.Option(help="Coded aperture: K.", show_default="4")] = None,
-    masks: Annotated[
-        int | None, typer.Option(help="Coded aperture: b, so C = K²/b.", show_default="8")
-    ] = None,
-    pattern: Annotated[
-        str | None, typer.Option(help="Phase plate: uniform, annular or radial.", show_default="uniform")
-    ] = None,
-    symmetry: Annotated[
-        str | None, typer.Option(help="Phase plate: hermitian or paper.", show_default="hermitian")
-    ] = None,
-    compression: Annotated[
-        float | None, typer.Option(help="C: the nearest setting of the mask is taken.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the mask.", show_default="0")] = None,
-    recovery: Annotated[
-        str | None, typer.Option(help="minimum_norm, wiener, dct, wavelet or tv.", show_default="dct")
-    ] = None,
-    parameter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the recovery; repeatable.")
-    ] = None,
-    free_share: Annotated[
-        float | None,
-        typer.Option(help="Share of the measurements kept out for the free residual.", show_default="0.05"),
-    ] = None,
-    frames: Annotated[int | None, typer.Option(help="How many; else until the input ends or Ctrl-C.")] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="Frames per second; else as fast as they are taken.")
-    ] = None,
-    reference_every: Annotated[
-        int | None, typer.Option(help="Every n-th frame is also sent whole; 0: none.", show_default="100")
-    ] = None,
-    link_mbit_per_s: Annotated[float | None, typer.Option(help="Limit of the simulated link.")] = None,
-    values: Annotated[
-        str | None, typer.Option(help="auto, float32, float16 or quantised.", show_default="auto")
-    ] = None,
-    coding: Annotated[
-        str | None,
-        typer.Option(help="auto, plain, packed, bitshuffle-lz4 or bitshuffle-zstd.", show_default="auto"),
-    ] = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FRAME=C", help="Change C by REST when that frame is reached; repeatable."),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Recovery processes.")] = None,
+    session: SessionOptions,
+    place: PlaceOptions,
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("output"),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the session in that folder.")
-    ] = False,
-    host: Annotated[str, typer.Option(help="Of the REST interface.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Of the REST interface; 0: any.")
-    ] = DEFAULT_PORT,
-    pixel_size: PixelSize = None,
-    dose: Dose = None,
-    snr: Snr = None,
-    structure: Structure = None,
-    side: Side = None,
-    dtype: Annotated[str | None, typer.Option(help="Of a pattern: uint8, uint16 or float32.")] = None,
-    micrographs: Micrographs = False,
-    specimen_seed: Annotated[int | None, typer.Option(help="Of the simulated specimen.")] = None,
+    overwrite: Overwrite = False,
 ) -> int:
     """Run a whole session on this machine.
 
     Starts the control plane, the detector and the workers as processes, shows how the session goes, and
-    writes the recovered images and an account of them. While it runs, anything can be changed by REST.
+    writes the recovered images and an account of them. While it runs, anything can be changed in the console
+    or by REST.
     """
-    from services import specification as wanted
-    from services.live import CannotRun, Request, fail
     from services.live import live as run
 
-    try:
-        spec = wanted.session(
-            source=wanted.source(
-                input,
-                watch=watch,
-                pixel_size=pixel_size,
-                dose_per_square_angstrom=dose,
-                snr=snr,
-                structure=structure,
-                side_pixels=side,
-                dtype=dtype,
-                output="micrographs" if micrographs else None,
-                seed=specimen_seed,
-            ),
-            mask=wanted.mask(
-                mask,
-                compression,
-                kernel_size=kernel,
-                mask_count=masks,
-                pattern=pattern,
-                symmetry=symmetry,
-                seed=seed,
-            ),
-            camera=wanted.given(rate=rate, frames=frames, reference_every=reference_every),
-            readout=wanted.given(values=values, coding=coding),
-            recovery=wanted.recovery(recovery, parameter or [], free_share),
-            link_mbit_per_s=link_mbit_per_s,
-            output=str(output),
-        )
-        changes = [wanted.change(text) for text in change or []]
-        return run(Request(spec, host, port, workers or _workers(), changes, overwrite))
-    except wanted.WrongOption as error:
-        return fail("live", CannotRun(str(error), exit_code=2))
-    except CannotRun as error:
-        return fail("live", error)
+    return _steered("live", lambda: run(_plan(session, output), _place(place), overwrite=overwrite))
 
 
-def _workers() -> int:
-    """As many workers as there are cores beside the detector's, up to four."""
+@app.command(rich_help_panel=RUN)
+@spread
+def serve(
+    place: PlaceOptions,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Folder of sessions that do not name their own.", show_default="output"),
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(help="State store: a file, or redis://host:port/0.", show_default="cryoflux.sqlite"),
+    ] = None,
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder of the logs, one a process.", show_default="RESULTS/logs")
+    ] = None,
+) -> int:
+    """Keep a control plane, a detector and workers running; sessions come from the console or by REST.
+
+    Everything runs on this machine until Ctrl-C. A session that runs then is stopped first, and its results
+    are finished.
+    """
+
+    def run() -> int:
+        from services.live import serve as keep
+
+        folder = results or Path(_settings().results)
+        return keep(_place(place), results=folder, state=state, logs=logs or folder / "logs")
+
+    return _steered("serve", run)
+
+
+Url = Annotated[str, typer.Option(help="The control plane.", envvar="CRYOFLUX_URL")]
+LOCAL = "http://127.0.0.1:8000"
+
+
+@app.command(rich_help_panel=RUN)
+@spread
+def start(
+    session: SessionOptions,
+    url: Url = LOCAL,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the results, as all workers see it.", show_default="the control plane decides"
+        ),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the session.")] = False,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a detector and a worker.")] = 60.0,
+) -> int:
+    """Start a session where a control plane runs already, and follow it.
+
+    Ctrl-C stops the session: what was acquired is delivered. Ctrl-C again leaves it to itself.
+    """
+    from services.client import start as run
+
+    def absolute() -> Plan:
+        from dataclasses import replace
+
+        here = {name: _absolute(getattr(session, name)) for name in ("input", "structure")}
+        return _plan(replace(session, **here), output and output.absolute())
+
+    return _steered("start", lambda: run(url, absolute(), wait_seconds=wait, detach=detach))
+
+
+def _absolute(path: str | None) -> str | None:
+    """A file here, as processes with another working folder find it."""
+    return str(Path(path).absolute()) if path is not None and Path(path).exists() else path
+
+
+def _plan(options: SessionOptions, output: Path | None) -> Plan:
+    from services import specification as wanted
+    from services.client import Plan
+
+    spec = wanted.asked(options, None if output is None else str(output))
+    return Plan(spec, [wanted.change(text) for text in options.change or []])
+
+
+def _place(options: PlaceOptions) -> Place:
     import os
 
-    return max(1, min(4, (os.cpu_count() or 1) - 1))
+    from services.live import Place
+
+    settings = _settings(http_host=options.host, http_port=options.port)
+    usual = settings.workers if "workers" in settings.model_fields_set else None
+    workers = options.workers or usual or max(1, min(4, (os.cpu_count() or 1) - 1))
+    return Place(settings.http_host, settings.http_port, workers)
 
 
-@app.command()
+def _settings(**options: Any) -> Settings:
+    from common.settings import Settings
+
+    try:
+        return Settings.load(**options)
+    except ValueError as error:
+        raise CannotRun(str(error), exit_code=2) from error
+
+
+def _steered(command: str, run: Callable[[], int]) -> int:
+    """Run a command that steers a session; whatever is wrong is told in one line."""
+    try:
+        return run()
+    except CannotRun as error:
+        return fail(command, error)
+
+
+@app.command(rich_help_panel=FILES)
+@spread
 def recover(
     session: Annotated[Path, typer.Argument(help="Folder of a finished session.")],
+    recovery: RecoveryOptions,
     output: Annotated[
         Path | None, typer.Option(help="New folder; else beside it, with the method's name.")
-    ] = None,
-    recovery: Annotated[
-        str | None, typer.Option(help="minimum_norm, wiener, dct, wavelet or tv.", show_default="dct")
-    ] = None,
-    parameter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the recovery; repeatable.")
-    ] = None,
-    free_share: Annotated[
-        float | None,
-        typer.Option(help="Share of the measurements kept out for the free residual.", show_default="0.05"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results in that folder.")
@@ -214,49 +203,45 @@ def recover(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...", show_default="auto")] = None,
 ) -> int:
     """Recover the measurements of a finished session again, with another method or other parameters."""
-    from common.settings import Settings
     from services import specification as wanted
     from services.display import counting, summary
-    from services.live import CannotRun, fail, prepare_output
+    from services.live import prepare_output
     from services.rerecovery import NothingToRecover, read_account, recover_again
 
-    try:
-        spec = wanted.recovery(recovery, parameter or [], free_share)
-        settings = Settings.load(device=device)
+    def run() -> int:
+        spec = wanted.asked_recovery(recovery)
+        settings = _settings(device=device)
         acquired = read_account(session)["frames"]["acquired"]
-        output = output or session.absolute().with_name(f"{session.absolute().name}-{spec.method}")
-        if output.absolute() == session.absolute():
-            raise CannotRun("--output: is the session's own folder; name another one", exit_code=2)
-        prepare_output(output, overwrite=overwrite)
+        folder = output or session.absolute().with_name(f"{session.absolute().name}-{spec.method}")
+        if folder.absolute() == session.absolute():
+            raise WrongOption("--output: is the session's own folder; name another one")
+        prepare_output(folder, overwrite=overwrite)
         with counting("recovering", acquired) as progress:
-            account = recover_again(session, output, spec, settings=settings, progress=progress)
-    except CannotRun as error:
-        return fail("recover", error)
-    except (wanted.WrongOption, NothingToRecover, ValueError) as error:
+            account = recover_again(session, folder, spec, settings=settings, progress=progress)
+        summary(account, folder)
+        return 0
+
+    try:
+        return _steered("recover", run)
+    except (NothingToRecover, ValueError) as error:
         return fail("recover", CannotRun(str(error), exit_code=2))
-    summary(account, output)
-    return 0
 
 
-@app.command()
+@app.command(rich_help_panel=FILES)
+@spread
 def simulate(
+    specimen: SpecimenOptions,
     count: Annotated[int, typer.Option(min=1, help="Frames.")] = 64,
     output: Annotated[Path, typer.Option(help="Folder; files of the same names are replaced.")] = Path(
         "simulated"
     ),
-    structure: Structure = None,
-    micrographs: Micrographs = False,
     particles_per_micrograph: Annotated[int | None, typer.Option(show_default="60")] = None,
-    side: Side = None,
-    pixel_size: Annotated[float | None, typer.Option(help="Å.", show_default="1.5")] = None,
     voltage_kv: Annotated[float | None, typer.Option(show_default="300")] = None,
     spherical_aberration_mm: Annotated[float | None, typer.Option(show_default="2.7")] = None,
     amplitude_contrast: Annotated[float | None, typer.Option(show_default="0.07")] = None,
     defocus_min_um: Annotated[float | None, typer.Option(show_default="0.8")] = None,
     defocus_max_um: Annotated[float | None, typer.Option(show_default="2.2")] = None,
     envelope_b_factor: Annotated[float | None, typer.Option(help="Å².", show_default="60")] = None,
-    dose: Dose = None,
-    snr: Snr = None,
     seed: Annotated[int | None, typer.Option(show_default="0")] = None,
 ) -> int:
     """Write simulated particles or micrographs, with clean truth, poses and CTF as RELION 3.1 STAR."""
@@ -269,28 +254,29 @@ def simulate(
         spec = wanted.validated(
             SpecimenSpec,
             wanted.given(
-                structure=structure,
-                output="micrographs" if micrographs else None,
+                structure=specimen.structure,
+                output="micrographs" if specimen.micrographs else None,
                 particles_per_micrograph=particles_per_micrograph,
-                side_pixels=side,
-                pixel_size_angstrom=pixel_size,
+                side_pixels=specimen.side,
+                pixel_size_angstrom=specimen.pixel_size,
                 voltage_kv=voltage_kv,
                 spherical_aberration_mm=spherical_aberration_mm,
                 amplitude_contrast=amplitude_contrast,
                 defocus_min_um=defocus_min_um,
                 defocus_max_um=defocus_max_um,
                 envelope_b_factor=envelope_b_factor,
-                dose_per_square_angstrom=dose,
-                snr=snr,
+                dose_per_square_angstrom=specimen.dose,
+                snr=specimen.snr,
                 seed=seed,
             ),
             "source.specimen",
         )
         with counting("simulated", count) as progress:
             written = write(spec, count, output, progress)
+    except CannotRun as error:
+        return fail("simulate", error)
     except ValueError as error:
-        print(f"cryoflux simulate: {error}", file=sys.stderr)
-        return 2
+        return fail("simulate", CannotRun(str(error), exit_code=2))
     print(
         f"{written.count} frames in {written.frames}, truth in {written.clean}, "
         f"poses and CTF in {written.star}"
@@ -306,7 +292,7 @@ ControlEndpoint = Annotated[
 Parent = Annotated[int | None, typer.Option(hidden=True)]
 
 
-@app.command()
+@app.command(rich_help_panel=PARTS)
 def control(
     control_endpoint: ControlEndpoint = None,
     host: Annotated[str | None, typer.Option(help="REST interface.", show_default="127.0.0.1")] = None,
@@ -314,7 +300,12 @@ def control(
         int | None, typer.Option(help="REST interface; 0: any free one.", show_default="8000")
     ] = None,
     state: Annotated[
-        str | None, typer.Option(help="File of the state store.", show_default="cryoflux.sqlite")
+        str | None,
+        typer.Option(help="State store: a file, or redis://host:port/0.", show_default="cryoflux.sqlite"),
+    ] = None,
+    results: Annotated[
+        str | None,
+        typer.Option(help="Folder of sessions that do not name their own.", show_default="output"),
     ] = None,
     parent: Parent = None,
 ) -> int:
@@ -329,10 +320,11 @@ def control(
         http_host=host,
         http_port=port,
         state=state,
+        results=results,
     )
 
 
-@app.command()
+@app.command(rich_help_panel=PARTS)
 def detector(
     control_endpoint: ControlEndpoint = None,
     data_bind: Annotated[
@@ -355,7 +347,7 @@ def detector(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=PARTS)
 def reconstructor(
     name: Annotated[str, typer.Option(help="As it is called in tables and logs.")] = "worker",
     control_endpoint: ControlEndpoint = None,

@@ -1,4 +1,4 @@
-"""What ``cryoflux live`` shows: a header, a progress bar (or a line now and then), events, a summary."""
+"""What is shown of a session: a header, a progress bar (or a line now and then), events, a summary."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from common.session import FileSource, PatternSource, SessionSpec, SpecimenSource
-
 LINE_EVERY_SECONDS = 5.0
 TABLE_WIDTH = 120
 WORTH_A_WARNING = {"bad_file", "worker_silent", "worker_refused", "silent", "failed", "error"}
@@ -25,24 +23,24 @@ WORTH_A_NOTE = {"worker_back", "returned", "pause", "resume", "acquisition", "re
 class Display:
     """Lines on the terminal; where it is none (a log, a pipe) a line of figures now and then."""
 
-    def __init__(self, spec: SessionSpec) -> None:
-        self._spec = spec
+    def __init__(self) -> None:
         self._console = _console()
         self._progress: Progress | None = None
         self._line_at = 0.0
 
-    def header(self, session: Mapping[str, Any], address: str, workers: int) -> None:
-        """What runs, and how to steer it."""
+    def header(self, session: Mapping[str, Any], address: str, console: str, workers: int) -> None:
+        """What runs, and how to steer it: ``address`` of REST, ``console`` for a browser."""
         height, width = session["shape"]
         frames, setting = session["frames_expected"], session["acquisition"][-1]
         rows = {
             "session": session["id"],
-            "input": f"{_source(self._spec)}, {height}x{width} {session['dtype']}, "
+            "input": f"{_source(session['specification']['source'])}, {height}x{width} {session['dtype']}, "
             f"{session['pixel_size_angstrom']:.4g} Å/pixel, "
             f"{f'{frames} frames' if frames else 'until it ends or Ctrl-C'}",
             "mask": f"{_mask(setting['mask'])}, C = {_factor(setting)}",
-            "recovery": f"{self._spec.recovery.method}, {workers} worker{'s' if workers > 1 else ''}",
+            "recovery": f"{session['recovery'][-1]['method']}, {_workers(workers)}",
             "results": session["output"],
+            "console": console,
             "REST": f"{address}/api/v1/sessions/current  (document: {address}/api/v1/docs)",
             "change C": curl(address, 4),
         }
@@ -93,6 +91,19 @@ class Display:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def serving(console: str, address: str, workers: int, results: Path) -> None:
+    """What runs without a session, and how to start one."""
+    rows = {
+        "console": console,
+        "REST": f"{address}/api/v1  (document: {address}/api/v1/docs)",
+        "recovery": _workers(workers),
+        "results": str(results.absolute()),
+        "start": f"cryoflux start --url {address} --frames 600 --rate 20",
+    }
+    for name, value in rows.items():
+        _console().print(f"[bold]{name:>9}[/]  {escape(value)}")
 
 
 def summary(account: Mapping[str, Any], output: Path) -> None:
@@ -156,14 +167,19 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=TABLE_WIDTH)
 
 
-def _source(spec: SessionSpec) -> str:
-    match spec.source:
-        case SpecimenSource(specimen=specimen):
-            return f"simulated {specimen.output} ({specimen.structure})"
-        case FileSource(path=path, watch=watch):
-            return f"{path} (watched)" if watch else path
-        case PatternSource():
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' if count > 1 else ''}"
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    match source["kind"]:
+        case "specimen":
+            specimen = source["specimen"]
+            return f"simulated {specimen['output']} ({specimen['structure']})"
+        case "pattern":
             return "numbered test pattern"
+        case _:
+            return f"{source['path']} (watched)" if source.get("watch") else str(source["path"])
 
 
 def _mask(mask: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -13,6 +14,11 @@ from common.operators.spec import MaskSpec
 from common.session import RecoverySpec, SessionSpec
 from reconstructor.recovery import check_recovery
 from services.explain import FieldProblem, explain
+from services.failure import WrongOption
+from services.options import MaskOptions, RecoveryOptions, SessionOptions
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+PARTS = ("source", "mask", "camera", "readout", "recovery")  # of a session's specification, put together here
 
 OPTION_OF = {
     "source.path": "--input",
@@ -49,10 +55,6 @@ ONLY_FOR = {"kernel_size": "coded-aperture", "mask_count": "coded-aperture", "pa
             "symmetry": "phase-plate"}  # fmt: skip
 
 
-class WrongOption(ValueError):
-    """An option with a value that cannot be used; the message is one line that names it."""
-
-
 def given(**values: Any) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in values.items() if value is not None}
@@ -78,7 +80,82 @@ def source(name: str, *, watch: bool, pixel_size: float | None, **specimen: Any)
             return {"kind": "pattern", **given(shape=side and (side, side), dtype=dtype)}
         case path:
             _refuse({"--dtype": dtype, **_named(specimen)}, "--input specimen or pattern")
-            return {"kind": "file", **given(path=path, watch=watch, pixel_size_angstrom=pixel_size)}
+            return {"kind": "file", **given(path=path, watch=watch or None, pixel_size_angstrom=pixel_size)}
+
+
+def asked(options: SessionOptions, output: str | None, defaults: Mapping[str, Any] = EMPTY) -> SessionSpec:
+    """The session that the options mean; what they leave open is as ``defaults`` say, in REST's words.
+
+    Defaults of another kind of source or mask, or of another recovery method, than the options name do not
+    count.
+
+    Raises
+    ------
+    WrongOption
+        If a value is out of range, or does not go with another.
+    """
+    return session(
+        **{
+            **{name: value for name, value in defaults.items() if name not in PARTS},
+            **given(link_mbit_per_s=options.link_mbit_per_s, output=output),
+        },
+        source=_asked_source(options, defaults.get("source", {})),
+        mask=_asked_mask(options, defaults.get("mask", {})),
+        recovery=asked_recovery(options, defaults.get("recovery", {})),
+        camera={
+            **defaults.get("camera", {}),
+            **given(rate=options.rate, frames=options.frames, reference_every=options.reference_every),
+        },
+        readout={**defaults.get("readout", {}), **given(values=options.values, coding=options.coding)},
+    )
+
+
+def _asked_source(options: SessionOptions, default: Mapping[str, Any]) -> dict[str, Any]:
+    kind = default.get("kind", "specimen")
+    wanted = source(
+        options.input or (kind if kind in ("specimen", "pattern") else default["path"]),
+        watch=options.watch,
+        pixel_size=options.pixel_size,
+        dose_per_square_angstrom=options.dose,
+        snr=options.snr,
+        structure=options.structure,
+        side_pixels=options.side,
+        dtype=options.dtype,
+        output="micrographs" if options.micrographs else None,
+        seed=options.specimen_seed,
+    )
+    if wanted["kind"] != kind:
+        return wanted
+    specimen = (
+        {"specimen": {**default.get("specimen", {}), **wanted["specimen"]}} if kind == "specimen" else {}
+    )
+    return {**default, **wanted, **specimen}
+
+
+def _asked_mask(options: MaskOptions, default: Mapping[str, Any]) -> MaskSpec:
+    usual = default.get("kind", "coded-aperture")
+    kind = options.mask or usual
+    fields = given(
+        kernel_size=options.kernel,
+        mask_count=options.masks,
+        pattern=options.pattern,
+        symmetry=options.symmetry,
+        seed=options.seed,
+    )
+    if kind != usual:
+        return mask(kind, options.compression, **fields)
+    replaced = {"kind"} if options.compression is None else {"kind", "mask_count", "compression_factor"}
+    known = {name: value for name, value in default.items() if name not in replaced}
+    return mask(kind, options.compression, **{**known, **fields})
+
+
+def asked_recovery(options: RecoveryOptions, default: Mapping[str, Any] = EMPTY) -> RecoverySpec:
+    """The recovery that the options mean; what they leave open is as ``default`` says."""
+    usual = default.get("method", RecoverySpec().method)
+    method = options.recovery or usual
+    parameters = default.get("parameters", {}) if method == usual else {}
+    share = default.get("free_share") if options.free_share is None else options.free_share
+    return recovery(method, options.parameter or [], share, parameters)
 
 
 def _named(specimen: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,15 +200,20 @@ def mask(kind: str, compression: float | None, **fields: Any) -> MaskSpec:
     return nearest
 
 
-def recovery(method: str | None, parameters: Sequence[str], free_share: float | None) -> RecoverySpec:
-    """The recovery that the options mean; ``parameters`` are ``NAME=VALUE``.
+def recovery(
+    method: str | None,
+    parameters: Sequence[str],
+    free_share: float | None,
+    usual: Mapping[str, Any] = EMPTY,
+) -> RecoverySpec:
+    """The recovery that the options mean; ``parameters`` are ``NAME=VALUE``, over the ``usual`` ones.
 
     Raises
     ------
     WrongOption
         If the method or a parameter is unknown, or a value is out of range.
     """
-    values: dict[str, Any] = {}
+    values = dict(usual)
     for text in parameters:
         name, equals, value = text.partition("=")
         if not equals or not name:

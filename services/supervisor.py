@@ -128,16 +128,27 @@ class Supervisor:
         How many; each gets its share of the cores, less one for the detector where there are several.
     logs : Path
         Folder of the processes' logs.
-    state : Path
-        File of the state store.
+    state : str or Path, optional
+        The state store; else as the settings say.
+    results : Path, optional
+        Folder of the sessions that do not name their own; else as the settings say.
     report : callable
         Told, in one line, when a process died or was started again.
     """
 
     def __init__(
-        self, host: str, port: int, workers: int, logs: Path, state: Path, report: Callable[[str], None]
+        self,
+        host: str,
+        port: int,
+        workers: int,
+        *,
+        logs: Path,
+        state: str | Path | None = None,
+        results: Path | None = None,
+        report: Callable[[str], None],
     ) -> None:
         self._report = report
+        self.logs = logs
         cores = os.cpu_count() or 1
         threads = max(1, (cores - 1) // workers)
         self.port = port or free_port(host)
@@ -146,7 +157,11 @@ class Supervisor:
         common = ["--control-endpoint", control]
         self.control = Process(
             "control",
-            ["control", *common, "--host", host, "--port", str(self.port), "--state", str(state)],
+            [
+                *("control", *common, "--host", host, "--port", str(self.port)),
+                *(("--state", str(state)) if state is not None else ()),
+                *(("--results", str(results.absolute())) if results is not None else ()),
+            ],
             logs / "control.log",
             threads=1,
         )

@@ -1,0 +1,191 @@
+"""The options that several commands share, each defined once, in groups; nothing heavy is imported here.
+
+A command takes a group as one parameter: ``spread`` makes options of the group's fields for the command line,
+and hands the command the group. None means that an option was not given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+INPUT = "Input"
+SPECIMEN = "Simulated specimen"
+MASK = "Mask"
+RECOVERY = "Recovery"
+CAMERA = "Camera and link"
+PLACE = "Where it runs"
+
+
+def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecimenOptions:
+    """Of the built-in specimen simulator; the pixel size serves files too."""
+
+    structure: Annotated[
+        str | None,
+        _option(SPECIMEN, "'cage' (built in), or a PDB, mmCIF or MRC file.", show_default="cage"),
+    ] = None
+    side: Annotated[
+        int | None, _option(SPECIMEN, "Side of a simulated frame, pixels.", show_default="128")
+    ] = None
+    pixel_size: Annotated[float | None, _option(SPECIMEN, "Å; of a file: instead of what it says.")] = None
+    dose: Annotated[float | None, _option(SPECIMEN, "Electrons per Å².", show_default="20")] = None
+    snr: Annotated[
+        float | None,
+        _option(SPECIMEN, "Gaussian noise at this signal-to-noise variance ratio, instead of counts."),
+    ] = None
+    micrographs: Annotated[
+        bool, _option(SPECIMEN, "Whole micrographs with many particles.", "--micrographs")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Where frames come from."""
+
+    input: Annotated[
+        str | None,
+        _option(
+            INPUT,
+            "'specimen' (simulated), 'pattern' (numbered frames), an MRC, TIFF or STAR file, a folder.",
+            show_default="specimen",
+        ),
+    ] = None
+    watch: Annotated[bool, _option(INPUT, "A folder: wait for new files.", "--watch")] = False
+    dtype: Annotated[str | None, _option(INPUT, "Of a pattern: uint8, uint16 or float32.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskOptions:
+    """What is in the beam."""
+
+    mask: Annotated[
+        str | None, _option(MASK, "coded-aperture, phase-plate or none.", show_default="coded-aperture")
+    ] = None
+    compression: Annotated[float | None, _option(MASK, "C: the nearest setting of the mask is taken.")] = None
+    kernel: Annotated[int | None, _option(MASK, "Coded aperture: K.", show_default="4")] = None
+    masks: Annotated[int | None, _option(MASK, "Coded aperture: b, so C = K²/b.", show_default="8")] = None
+    pattern: Annotated[
+        str | None, _option(MASK, "Phase plate: uniform, annular or radial.", show_default="uniform")
+    ] = None
+    symmetry: Annotated[
+        str | None, _option(MASK, "Phase plate: hermitian or paper.", show_default="hermitian")
+    ] = None
+    seed: Annotated[int | None, _option(MASK, "Of the mask.", show_default="0")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryOptions:
+    """How images come back."""
+
+    recovery: Annotated[
+        str | None, _option(RECOVERY, "minimum_norm, wiener, dct, wavelet or tv.", show_default="dct")
+    ] = None
+    parameter: Annotated[
+        list[str] | None, _option(RECOVERY, "Of the recovery; repeatable.", metavar="NAME=VALUE")
+    ] = None
+    free_share: Annotated[
+        float | None,
+        _option(RECOVERY, "Share of the measurements kept out for the free residual.", show_default="0.05"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraOptions:
+    """The exposure clock, the readout and the link."""
+
+    frames: Annotated[int | None, _option(CAMERA, "How many; else until the input ends or Ctrl-C.")] = None
+    rate: Annotated[float | None, _option(CAMERA, "Frames per second; else as fast as they are taken.")] = (
+        None
+    )
+    reference_every: Annotated[
+        int | None, _option(CAMERA, "Every n-th frame is also sent whole; 0: none.", show_default="100")
+    ] = None
+    link_mbit_per_s: Annotated[float | None, _option(CAMERA, "Limit of the simulated link.")] = None
+    values: Annotated[
+        str | None, _option(CAMERA, "auto, float32, float16 or quantised.", show_default="auto")
+    ] = None
+    coding: Annotated[
+        str | None,
+        _option(CAMERA, "auto, plain, packed, bitshuffle-lz4 or bitshuffle-zstd.", show_default="auto"),
+    ] = None
+    change: Annotated[
+        list[str] | None,
+        _option(CAMERA, "Change C by REST when that frame is reached; repeatable.", metavar="FRAME=C"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions(CameraOptions, RecoveryOptions, MaskOptions, SpecimenOptions, SourceOptions):
+    """A whole session, as ``live`` and ``start`` take it."""
+
+    specimen_seed: Annotated[int | None, _option(SPECIMEN, "Of the simulated specimen.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions:
+    """Where the processes run that ``live`` and ``serve`` start."""
+
+    workers: Annotated[
+        int | None,
+        _option(
+            PLACE,
+            "Recovery processes.",
+            min=1,
+            max=256,
+            show_default="cores less one, up to 4",
+        ),
+    ] = None
+    host: Annotated[
+        str | None, _option(PLACE, "Of console and REST; 0.0.0.0: any.", show_default="127.0.0.1")
+    ] = None
+    port: Annotated[
+        int | None,
+        _option(PLACE, "Of console and REST; 0: any free one.", min=0, max=65535, show_default="8000"),
+    ] = None
+
+
+def spread(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose parameters that are groups of options are spread out for the command line.
+
+    All parameters of the result are to be given by name, which is how typer calls a command.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, type[Any]] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        kind = hints[parameter.name]
+        if not dataclasses.is_dataclass(kind):
+            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = kind
+        fields = get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=fields[field.name],
+            )
+            for field in dataclasses.fields(kind)
+        ]
+
+    @functools.wraps(command)
+    def spread_out(**values: Any) -> Any:
+        for name, kind in groups.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
+        return command(**values)
+
+    spread_out.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    spread_out.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return spread_out
