@@ -13,6 +13,7 @@ compilers turn into vector instructions.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import blosc2
@@ -21,12 +22,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from common.configuration import CodecSpec
+from common.wire.compressed import decompress
 from common.wire.messages import ArrayHeader, MalformedMessage
 
 Array = NDArray[Any]
 Buffer = bytes | memoryview | Array
 
-MAX_ARRAY_BYTES = 2_000_000_000  # decoded; just below what blosc2 takes in one buffer
+# The most that one payload may become: a frame of 16384 x 16384 float32 (1.07 GB) fits, and blosc2 takes no
+# more than 2^31 bytes in one buffer. Decoding allocates two arrays of this size at most.
+MAX_ARRAY_BYTES = 2_000_000_000
 MAX_DIMENSIONS = 8
 
 INTEGER_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -102,11 +106,19 @@ def encode_array(values: Array, codec: CodecSpec) -> tuple[ArrayHeader, Buffer]:
     return header, buffer
 
 
-def decode_array(header: ArrayHeader, buffer: Buffer) -> Array:
+def decode_array(header: ArrayHeader, buffer: Buffer, shape: Sequence[int] | None = None) -> Array:
     """The array that ``encode_array`` was given (integers), or its float32 within the error bound.
 
-    The result owns its memory. Nothing larger than ``MAX_ARRAY_BYTES`` is ever allocated, whatever the
-    header says.
+    The result owns its memory. Whatever the header says, nothing larger than ``MAX_ARRAY_BYTES`` is ever
+    allocated, and no more than two such arrays at a time; where ``shape`` is given, no more than two arrays
+    of that shape.
+
+    Parameters
+    ----------
+    header, buffer
+        As ``encode_array`` gave them.
+    shape : sequence of int, optional
+        What the array must have; a header that says otherwise is refused before anything is allocated.
 
     Raises
     ------
@@ -114,6 +126,8 @@ def decode_array(header: ArrayHeader, buffer: Buffer) -> Array:
         If the header contradicts itself or the buffer.
     """
     _check(header)
+    if shape is not None and list(shape) != header.shape:
+        raise MalformedMessage(f"array of shape {header.shape!s:.80}, {list(shape)} expected")
     count = math.prod(header.shape)
     raw = np.frombuffer(buffer, np.uint8)
     kind = "f" if header.values.startswith("float") else "u"
@@ -129,7 +143,8 @@ def decode_array(header: ArrayHeader, buffer: Buffer) -> Array:
         if header.values == "integer":
             stored = stored.view(np.dtype(header.dtype).newbyteorder("<"))
     else:
-        stored = _decompressed(raw, np.empty(count, f"<{kind}{header.bits // 8}"))
+        stored = np.empty(count, f"<{kind}{header.bits // 8}")
+        decompress(raw, stored, header.coding)
         if header.signed:
             stored = _unzigzag(stored)
     match header.values:
@@ -168,6 +183,8 @@ def _check(header: ArrayHeader) -> None:
         raise MalformedMessage(f"{header.bits} bits do not go with {header.values} values, {header.coding}")
     if header.coding == "packed" and header.values.startswith("float"):
         raise MalformedMessage("floating-point values cannot be packed")
+    if header.signed and (header.values.startswith("float") or header.coding in ("plain", "packed")):
+        raise MalformedMessage(f"signed items do not go with {header.values} values, {header.coding}")
     if header.values in ("quantised", "float16") and not (math.isfinite(header.step) and header.step > 0):
         raise MalformedMessage(f"step {header.step} is not a positive number")
     limits = np.iinfo(header.dtype if header.values == "integer" else "int32")
@@ -223,8 +240,12 @@ def _narrowed(stored: Array) -> tuple[bool, Array]:
 
 
 def _unzigzag(stored: Array) -> Array:
-    half = (stored >> 1).view(stored.dtype.str.replace("u", "i"))
-    return half ^ -(stored & 1).view(half.dtype)
+    """In place but for one array of the same size; ``stored`` is spoiled."""
+    half = stored >> 1
+    stored &= 1
+    np.negative(stored, out=stored)
+    half ^= stored
+    return half.view(stored.dtype.str.replace("u", "i"))
 
 
 def _read_only(array: Array) -> Array:
@@ -345,20 +366,3 @@ def _compressed(stored: Array, coding: str) -> bytes:
     )
     assert isinstance(compressed, bytes)
     return compressed
-
-
-def _decompressed(raw: NDArray[np.uint8], out: Array) -> Array:
-    """``out``, filled from a blosc2 buffer that must hold exactly as many bytes."""
-    try:
-        size, compressed_size, _ = blosc2.get_cbuffer_sizes(raw)
-        if size != out.nbytes or compressed_size != raw.size:
-            raise MalformedMessage(
-                f"compressed payload of {raw.size} bytes says it has {compressed_size} "
-                f"for {size} bytes; {out.nbytes} expected"
-            )
-        blosc2.decompress2(raw, dst=out, dparams={"nthreads": 1})
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, MalformedMessage):
-            raise
-        raise MalformedMessage(f"payload cannot be decompressed: {error}") from error
-    return out

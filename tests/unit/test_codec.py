@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import struct
 import tracemalloc
 from typing import Any
 
+import blosc2
 import msgspec
 import numpy as np
 import pytest
@@ -15,7 +18,13 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from common.configuration import CodecSpec
-from common.wire.codec import INTEGER_DTYPES, MAX_ARRAY_BYTES, decode_array, encode_array
+from common.wire.codec import (
+    COMPRESSOR_BLOCK_BYTES,
+    INTEGER_DTYPES,
+    MAX_ARRAY_BYTES,
+    decode_array,
+    encode_array,
+)
 from common.wire.messages import ArrayHeader, MalformedMessage
 
 CODINGS = ("plain", "packed", "bitshuffle-lz4", "bitshuffle-zstd")
@@ -302,3 +311,160 @@ def test_payload_at_an_odd_address_is_read() -> None:
         header, buffer = encode_array(values, spec("integer", coding))
         payload = memoryview(b"x" + bytes(memoryview(buffer).cast("B")))[1:]
         assert np.array_equal(decode_array(header, payload), values)
+
+
+# ---- compressed payloads: only the one form that the encoder writes is let through ------------------
+
+
+def repeated_blocks() -> list[NDArray[np.uint8]]:
+    """Blocks of the compressor's size that it codes in every way it has, and a short one at the end."""
+    rng = np.random.default_rng(0)
+    size = COMPRESSOR_BLOCK_BYTES
+    return [
+        np.zeros(size, np.uint8),
+        np.full(size, 255, np.uint8),
+        rng.integers(0, 3, size, dtype=np.uint8),
+        rng.integers(0, 256, size, dtype=np.uint8),
+    ]
+
+
+@pytest.mark.parametrize("coding", ["bitshuffle-lz4", "bitshuffle-zstd"])
+@pytest.mark.parametrize("last", [1, 8, 100, COMPRESSOR_BLOCK_BYTES - 8])
+def test_every_kind_of_block_is_let_through(coding: str, last: int) -> None:
+    blocks = repeated_blocks()
+    for order in itertools.permutations(range(4), 2):
+        for tail in blocks:
+            values = np.concatenate([*(blocks[k] for k in order), tail[:last]])
+            decoded, _, _ = over_the_wire(values, spec("integer", coding))
+            assert np.array_equal(decoded, values)
+
+
+def spoil(payload: bytes, place: int, layout: str, value: int) -> bytes:
+    spoiled = bytearray(payload)
+    struct.pack_into(layout, spoiled, place, value)
+    return bytes(spoiled)
+
+
+def first_block(payload: bytes) -> int:
+    return struct.unpack_from("<i", payload, 32)[0]
+
+
+@pytest.mark.parametrize("coding", ["bitshuffle-lz4", "bitshuffle-zstd"])
+@pytest.mark.parametrize(
+    ("place", "layout", "value", "message"),
+    [
+        (0, "B", 4, "format"),
+        (0, "B", 9, "format"),
+        (1, "B", 2, "format"),
+        (2, "B", 0x9D, "features"),  # a delta filter
+        (2, "B", 0x95 & ~0x01, "features"),  # an older header
+        (2, "B", 0x85, "another compressor"),  # split blocks
+        (2, "B", 0x55, "another compressor"),  # zlib
+        (3, "B", 0, "in 0s"),
+        (3, "B", 255, "in 255s"),
+        (4, "<i", 2**31 - 1, "2147483647 bytes"),
+        (4, "<i", -1, "-1 bytes"),
+        (8, "<i", 0, "blocks of 0"),
+        (8, "<i", 1, "blocks of 1"),
+        (8, "<i", -1, "blocks of -1"),
+        (8, "<i", 2**30, "blocks of 1073741824"),
+        (12, "<i", 31, "says it has 31"),
+        (16, "B", 1, "filters"),  # byte shuffle
+        (16, "B", 36, "filters"),  # integer truncation, one of the library's own plug-ins
+        (17, "B", 3, "filters"),  # a delta after the shuffle
+        (22, "B", 36, "filters"),  # a compressor for which the library runs `python -c "import blosc2_…"`
+        (30, "B", 1, "filters"),
+        (31, "B", 0x08, "filters"),  # a lazy chunk, the rest of which is a file's
+        (31, "B", 0x01, "filters"),  # a dictionary
+        (31, "B", 0x10, "zeros"),
+        (31, "B", 0x30, "filters"),  # a repeated value
+        (31, "B", 0x40, "filters"),  # memory as it happens to be
+        (32, "<i", -4, "a block at -4"),
+        (32, "<i", 0, "a block at 0"),
+        (32, "<i", 2**31 - 1, "a block at 2147483647"),
+        (-1, "<i", -1, "unknown kind"),
+        (-1, "<i", -256, "-256 bytes"),
+        (-1, "<i", 2**31 - 1, "2147483647 bytes"),
+        (-1, "<i", -(2**31), "-2147483648 bytes"),
+    ],
+)
+def test_other_forms_of_compressed_payloads_are_refused_unseen(
+    coding: str, place: int, layout: str, value: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library that decompresses does far more than this wire needs; it must not see these at all."""
+    values = np.random.default_rng(0).integers(0, 4, 70_000, dtype=np.uint8)
+    header, buffer = encode_array(values, spec("integer", coding))
+    payload = bytes(memoryview(buffer).cast("B"))
+    at = first_block(payload) if place < 0 else place
+
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("the payload reached the library")
+
+    monkeypatch.setattr(blosc2, "decompress2", never)
+    with pytest.raises(MalformedMessage, match=message):
+        decode_array(header, spoil(payload, at, layout, value))
+
+
+def test_uninitialised_memory_is_never_handed_out() -> None:
+    """A chunk of 32 bytes may say "whatever is there": the result would be what this process last held."""
+    header, buffer = encode_array(np.zeros(70_000, np.uint8), spec("integer", "bitshuffle-zstd"))
+    payload = bytes(memoryview(buffer).cast("B"))
+    assert len(payload) == 32
+    assert payload[31] == 0x10
+    for special in (0x20, 0x30, 0x40, 0x50, 0x70):
+        with pytest.raises(MalformedMessage):
+            decode_array(header, spoil(payload, 31, "B", special))
+
+
+def test_another_compressor_inside_is_refused() -> None:
+    values = np.random.default_rng(0).integers(0, 4, 70_000, dtype=np.uint8)
+    header, buffer = encode_array(values, spec("integer", "bitshuffle-zstd"))
+    payload = bytes(memoryview(buffer).cast("B"))
+    with pytest.raises(MalformedMessage, match="not of Zstandard"):
+        decode_array(header, spoil(payload, first_block(payload) + 4, "<i", 0x184D2A50))  # a skippable frame
+    other = msgspec.structs.replace(header, coding="bitshuffle-lz4")
+    with pytest.raises(MalformedMessage):
+        decode_array(other, payload)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_an_array_of_another_shape_than_expected_is_refused_before_it_is_made(coding: str) -> None:
+    header, _ = encode_array(np.zeros(70_000_000, np.int8), spec("integer", coding))
+    small, buffer = good(coding)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedMessage, match=r"70000000.* \[1000\] expected"):
+            decode_array(header, buffer, [1000])
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert decode_array(small, buffer, (1000,)).shape == (1000,)
+
+
+@pytest.mark.parametrize(
+    ("values", "coding"),
+    [
+        *((values, coding) for values in ("float32", "float16") for coding in FLOAT_CODINGS),
+        ("integer", "plain"),
+        ("integer", "packed"),
+    ],
+)
+def test_signed_items_are_for_compressed_integers_alone(values: str, coding: str) -> None:
+    array = np.arange(70_000, dtype=np.int32 if values == "integer" else np.float32)
+    header, buffer = encode_array(array, spec(values, coding))
+    with pytest.raises(MalformedMessage, match="signed"):
+        decode_array(msgspec.structs.replace(header, signed=True), buffer)
+
+
+@pytest.mark.parametrize("coding", ["packed", "bitshuffle-zstd"])
+def test_decoding_holds_two_arrays_at_most(coding: str) -> None:
+    for dtype, values in (("int64", "integer"), ("float32", "quantised")):
+        array = np.random.default_rng(0).integers(-1000, 1000, 1_000_000).astype(dtype)
+        header, buffer = encode_array(array, spec(values, coding, step=1.0))
+        decode_array(header, buffer)
+        tracemalloc.start()
+        try:
+            decode_array(header, buffer)
+            assert tracemalloc.get_traced_memory()[1] <= 2 * array.nbytes + 200_000  # and strips
+        finally:
+            tracemalloc.stop()
