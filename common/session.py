@@ -116,6 +116,9 @@ class SessionSpec(_Model):
     link_mbit_per_s: float | None = Field(
         default=None, gt=0, description="limit of the simulated link; none: unlimited"
     )
-    output: str = Field(
-        default="output", description="folder for the results, on a file system all workers see"
+    output: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder for the results, on a file system all workers see; "
+        "none: one named for the session, in the control plane's folder of results",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from common.state.store import (
     TelemetryRecord,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
@@ -34,9 +34,14 @@ CREATE TABLE IF NOT EXISTS events (
     PRIMARY KEY (session, number)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS telemetry (
-    session TEXT NOT NULL, at REAL NOT NULL, document TEXT NOT NULL, PRIMARY KEY (session, at)
+    session TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, document TEXT NOT NULL,
+    PRIMARY KEY (session, number)
 ) STRICT, WITHOUT ROWID;
 """
+
+PER_SESSION = ("configurations", "events", "telemetry")
+
+Statement = tuple[str, tuple[Any, ...]]
 
 
 class EmbeddedStore:
@@ -65,6 +70,8 @@ class EmbeddedStore:
             self._connection.execute("PRAGMA synchronous = NORMAL")
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version <= SCHEMA_VERSION:
+                if version == 1:  # its telemetry has no numbers, so that it cannot be followed
+                    self._connection.execute("DROP TABLE IF EXISTS telemetry")
                 self._connection.executescript(SCHEMA)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         if version > SCHEMA_VERSION:
@@ -78,7 +85,7 @@ class EmbeddedStore:
         except sqlite3.Error as error:
             raise StoreError(f"state store {self.path}: {error}") from error
 
-    def _write(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
+    def _write(self, *statements: Statement) -> None:
         with self._lock, self._reported(), self._connection:
             for statement, values in statements:
                 self._connection.execute(statement, values)
@@ -89,8 +96,7 @@ class EmbeddedStore:
 
     def save_session(self, record: SessionRecord) -> None:
         """Keep a session; a record with the same id takes the place of the one before."""
-        values = (record.id, record.created_at, record.state, json.dumps(record.document))
-        self._write(("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)", values))
+        self._write(_session_row(record))
 
     def session(self, session: str) -> SessionRecord | None:
         """The session with this id, or None."""
@@ -104,8 +110,7 @@ class EmbeddedStore:
 
     def save_configuration(self, session: str, number: int, document: dict[str, Any]) -> None:
         """Keep the ``number``-th acquisition setting of a session."""
-        values = (session, number, json.dumps(document))
-        self._write(("INSERT OR REPLACE INTO configurations VALUES (?, ?, ?)", values))
+        self._write(_configuration_row(session, number, document))
 
     def configurations(self, session: str) -> list[dict[str, Any]]:
         """The acquisition settings of a session, in order; none for an unknown session."""
@@ -114,12 +119,8 @@ class EmbeddedStore:
 
     def add_event(self, session: str, event: EventRecord) -> None:
         """Keep an event; of one session the last ``EVENTS_KEPT`` are kept."""
-        values = (
-            session, event.number, event.at, event.component, event.name, event.kind, event.message,
-            json.dumps(event.details),
-        )  # fmt: skip
         self._write(
-            ("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values),
+            _event_row(session, event),
             ("DELETE FROM events WHERE session = ? AND number <= ?", (session, event.number - EVENTS_KEPT)),
         )
 
@@ -135,28 +136,68 @@ class EmbeddedStore:
     def add_telemetry(self, session: str, record: TelemetryRecord) -> None:
         """Keep counters; of one session the last ``TELEMETRY_KEPT`` are kept."""
         self._write(
+            _telemetry_row(session, record),
             (
-                "INSERT OR REPLACE INTO telemetry VALUES (?, ?, ?)",
-                (session, record.at, json.dumps(record.values)),
-            ),
-            (
-                "DELETE FROM telemetry WHERE session = ? AND at <= "
-                "(SELECT at FROM telemetry WHERE session = ? ORDER BY at DESC LIMIT 1 OFFSET ?)",
-                (session, session, TELEMETRY_KEPT),
+                "DELETE FROM telemetry WHERE session = ? AND number <= ?",
+                (session, record.number - TELEMETRY_KEPT),
             ),
         )
 
     def telemetry(self, session: str, limit: int = TELEMETRY_KEPT) -> list[TelemetryRecord]:
         """The last ``limit`` counters of a session, oldest first."""
         rows = self._read(
-            "SELECT at, document FROM telemetry WHERE session = ? ORDER BY at DESC LIMIT ?", (session, limit)
+            "SELECT number, at, document FROM telemetry WHERE session = ? ORDER BY number DESC LIMIT ?",
+            (session, limit),
         )
-        return [TelemetryRecord(at, json.loads(document)) for at, document in reversed(rows)]
+        return [TelemetryRecord(number, at, json.loads(document)) for number, at, document in reversed(rows)]
+
+    def rewrite(
+        self,
+        record: SessionRecord,
+        configurations: Sequence[dict[str, Any]],
+        events: Sequence[EventRecord],
+        telemetry: Sequence[TelemetryRecord],
+    ) -> None:
+        """Put all that is known of a session in the place of all that was kept of it, at once."""
+        self._write(
+            *((f"DELETE FROM {table} WHERE session = ?", (record.id,)) for table in PER_SESSION),
+            _session_row(record),
+            *(_configuration_row(record.id, *numbered) for numbered in enumerate(configurations, 1)),
+            *(_event_row(record.id, event) for event in events[-EVENTS_KEPT:]),
+            *(_telemetry_row(record.id, point) for point in telemetry[-TELEMETRY_KEPT:]),
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Always the same: a file does not forget."""
+        return 0
 
     def close(self) -> None:
         """Let go of the file; what was written stays."""
         with self._lock, self._reported():
             self._connection.close()
+
+
+def _session_row(record: SessionRecord) -> Statement:
+    values = (record.id, record.created_at, record.state, json.dumps(record.document))
+    return "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)", values
+
+
+def _configuration_row(session: str, number: int, document: dict[str, Any]) -> Statement:
+    return "INSERT OR REPLACE INTO configurations VALUES (?, ?, ?)", (session, number, json.dumps(document))
+
+
+def _event_row(session: str, event: EventRecord) -> Statement:
+    values = (
+        session, event.number, event.at, event.component, event.name, event.kind, event.message,
+        json.dumps(event.details),
+    )  # fmt: skip
+    return "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values
+
+
+def _telemetry_row(session: str, record: TelemetryRecord) -> Statement:
+    values = (session, record.number, record.at, json.dumps(record.values))
+    return "INSERT OR REPLACE INTO telemetry VALUES (?, ?, ?, ?)", values
 
 
 def _session(row: tuple[Any, ...]) -> SessionRecord:

@@ -6,6 +6,7 @@ that writing it again changes nothing, because a write that failed is tried agai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,9 +55,10 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class TelemetryRecord:
-    """The counters of a session at one moment (Unix time, seconds)."""
+    """The counters of a session at one moment; ``number`` counts from 1 within the session."""
 
-    at: float
+    number: int
+    at: float  # Unix time, seconds
     values: dict[str, Any]
 
 
@@ -101,6 +103,24 @@ class Store(Protocol):
 
     def telemetry(self, session: str, limit: int = TELEMETRY_KEPT) -> list[TelemetryRecord]:
         """The last ``limit`` counters of a session, oldest first."""
+        ...
+
+    def rewrite(
+        self,
+        record: SessionRecord,
+        configurations: Sequence[dict[str, Any]],
+        events: Sequence[EventRecord],
+        telemetry: Sequence[TelemetryRecord],
+    ) -> None:
+        """Put all that is known of a session in the place of all that was kept of it.
+
+        For a store that was away: it may have forgotten some of it, or everything.
+        """
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Another number than before: what was written may be forgotten, so it has to be written again."""
         ...
 
     def close(self) -> None:

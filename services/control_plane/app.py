@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,10 +14,19 @@ from services.control_plane import problems
 from services.control_plane.bus import Bus
 from services.control_plane.problems import Problem
 from services.control_plane.recorder import Recorder
-from services.control_plane.routes import acquisition, console, frames, health, metrics, recovery, sessions
+from services.control_plane.routes import (
+    acquisition,
+    console,
+    frames,
+    health,
+    metrics,
+    recovery,
+    sessions,
+    stream,
+)
 from services.control_plane.sessions import Finalise, Sessions
 
-API_VERSION = "1.0.0"
+API_VERSION = "1.1.0"
 BASE = "/api/v1"
 
 DESCRIPTION = """
@@ -24,19 +35,27 @@ see what was gained and what it cost. Errors are problem details (RFC 9457) with
 """
 
 
-def create_app(bus: Bus, recorder: Recorder, finalise: Finalise) -> FastAPI:
-    """The application; while it runs, it serves the bus and keeps the sessions."""
+def create_app(
+    bus: Bus, recorder: Recorder, finalise: Finalise, results: str | Path = "output"
+) -> FastAPI:
+    """The application; while it runs, it serves the bus and keeps the sessions.
+
+    Parameters
+    ----------
+    results : str or Path
+        Folder of the sessions that do not name their own.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        the_sessions = Sessions(bus, recorder, finalise)
+        the_sessions = Sessions(bus, recorder, finalise, results)
         app.state.bus, app.state.recorder, app.state.sessions = bus, recorder, the_sessions
-        the_sessions.restore()
+        await the_sessions.restore()
         bus.start(the_sessions)
         yield
         await the_sessions.close()
         await bus.close()
-        recorder.close()
+        await asyncio.to_thread(recorder.close)
 
     return routed(lifespan)
 
@@ -52,7 +71,7 @@ def routed(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | No
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
-    for resource in (sessions, acquisition, recovery, metrics, frames):
+    for resource in (sessions, stream, acquisition, recovery, metrics, frames):
         app.include_router(resource.router, prefix=BASE)
     app.include_router(health.router)
     app.include_router(console.router)

@@ -6,8 +6,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, Field
 
 from common.operators.spec import MaskSpec
@@ -16,14 +17,18 @@ from services.control_plane.session import Session
 from services.control_plane.states import State
 
 RATE_WINDOW_SECONDS = 5.0
+JUDGED = {"frames": ("psnr", "ssim", "frc_resolution_angstrom"), "free_frames": ("free_residual",)}
+"""What workers sum up, by what they count it over."""
 
 
 class FrameCounts(BaseModel):
-    """``acquired = acknowledged + in_flight + lost`` at every moment."""
+    """``acquired = acknowledged + in_flight + spooled + lost`` at every moment."""
 
     acquired: int = Field(0, description="exposed by the camera")
     acknowledged: int = Field(0, description="recovered, with the result on disk")
     in_flight: int = Field(0, description="acquired, no verdict yet")
+    queued: int = Field(0, description="of those in flight: not sent yet")
+    spooled: int = Field(0, description="waiting on the detector's disk")
     lost: int = 0
     lost_by_reason: dict[str, int] = {}
 
@@ -85,6 +90,12 @@ class WorkerFigures(BaseModel):
     busy_share: float | None = None
     frames_recovered: int = 0
     frames_rejected: int = 0
+    frames_per_s: float = Field(default=0.0, description="recovered, of the last seconds")
+    batch_frames_mean: float | None = Field(default=None, description="frames recovered at a time")
+    credits: int | None = Field(
+        default=None, description="blocks it would take now; null: the detector does not know it"
+    )
+    frames_held: int | None = Field(default=None, description="sent to it, no verdict yet")
 
 
 class Metrics(BaseModel):
@@ -103,6 +114,15 @@ class Metrics(BaseModel):
         description="acquired; of the last seconds, or of the whole session once it is over"
     )
     wire_mbit_per_s: float
+    raw_mbit_per_s: float = Field(description="what the same frames would take uncoded")
+    raw_frames_per_s_limit: float | None = Field(
+        description="frames per second that the limited link carries uncoded; null: it has no limit"
+    )
+    lossless_frames_per_s_limit: float | None = Field(
+        description="the same losslessly coded, from the reference frames' ratio"
+    )
+    newest_frame: int | None = Field(description="highest frame_id recovered; null: none yet")
+    newest_reference: int | None = Field(description="the same of frames that were also sent whole")
     idle_seconds: float = Field(description="the camera had to wait for the link or the workers")
     latency: Latency
     blocks_redelivered: int
@@ -113,24 +133,33 @@ class Metrics(BaseModel):
     workers: list[WorkerFigures]
 
 
+class Rates(NamedTuple):
+    """What goes on per second."""
+
+    frames_per_s: float = 0.0
+    wire_mbit_per_s: float = 0.0
+    raw_mbit_per_s: float = 0.0
+
+
 class RateWindow:
     """Rates over the last few seconds, from counters that come about once a second."""
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, int, int]] = deque()
+        self._samples: deque[tuple[float, int, int, int]] = deque()
 
-    def add(self, now: float, frames: int, size: int) -> None:
-        """Counters at a monotonic time."""
-        self._samples.append((now, frames, size))
+    def add(self, now: float, frames: int, wire: int = 0, raw: int = 0) -> None:
+        """Frames, and bytes on the wire and uncoded, counted up to a monotonic time."""
+        self._samples.append((now, frames, wire, raw))
         while now - self._samples[0][0] > RATE_WINDOW_SECONDS:
             self._samples.popleft()
 
-    def rates(self) -> tuple[float, float]:
-        """Frames per second and Mbit per second; zero until there are two samples."""
-        if len(self._samples) < 2:
-            return 0.0, 0.0
-        (begin, frames_before, size_before), (end, frames, size) = self._samples[0], self._samples[-1]
-        return (frames - frames_before) / (end - begin), (size - size_before) * 8e-6 / (end - begin)
+    def rates(self) -> Rates:
+        """The rates; zero until there are two samples."""
+        if len(self._samples) < 2 or self._samples[-1][0] <= self._samples[0][0]:
+            return Rates()
+        first, last = self._samples[0], self._samples[-1]
+        seconds, frames, wire, raw = (b - a for a, b in zip(first, last, strict=True))
+        return Rates(frames / seconds, wire * 8e-6 / seconds, raw * 8e-6 / seconds)
 
 
 def finite(value: Any) -> float | None:
@@ -197,8 +226,55 @@ def mean_quality(figures: Iterable[ConfigurationFigures]) -> Quality:
     )
 
 
-def metrics(session: Session, workers: Iterable[Component], rates: RateWindow | None) -> Metrics:
-    """The figures of a session; ``rates``: None where it is not acquiring."""
+def recent_quality(session: Session) -> Quality:
+    """Means over what was judged since this was asked before; null where nothing was."""
+    sums: dict[str, float] = {}
+    for figures in session.workers.total().get("quality", {}).values():
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + value
+    before, means = session.judged, dict[str, float | None]()
+    references = 0.0
+    for count, names in JUDGED.items():
+        new = sums.get(count, 0.0) - before.get(count, 0.0)
+        if new > 0:
+            kept = {count: sums[count], **{f"{name}_sum": sums[f"{name}_sum"] for name in names}}
+            for name in names:
+                means[name] = finite((kept[f"{name}_sum"] - before.get(f"{name}_sum", 0.0)) / new)
+            session.judged = {**session.judged, **kept}
+            references = new if count == "frames" else references
+    return Quality(references=round(references), **means)  # pyright: ignore[reportArgumentType]
+
+
+def limits(session: Session, sizes: ByteCounts) -> tuple[float | None, float | None]:
+    """Frames per second that the session's limited link would carry uncoded, and losslessly coded."""
+    link, shape = session.spec.link_mbit_per_s, session.opened.get("shape")
+    if link is None or shape is None:
+        return None, None
+    frame_bits = 8 * np.dtype(session.opened["dtype"]).itemsize * shape[0] * shape[1]
+    raw = link * 1e6 / frame_bits
+    share = ratio(sizes.raw_lossless, sizes.raw)
+    return raw, raw / share if share else None
+
+
+def metrics(
+    session: Session,
+    workers: Iterable[Component],
+    rates: RateWindow | None,
+    *,
+    worker_rates: Mapping[bytes, RateWindow] | None = None,
+    served: Iterable[Mapping[str, Any]] = (),
+) -> Metrics:
+    """The figures of a session.
+
+    Parameters
+    ----------
+    rates : RateWindow, optional
+        None where it is not acquiring.
+    worker_rates : mapping, optional
+        Of frames recovered, by the worker's identity.
+    served : iterable of mapping
+        The workers as the detector sees them, from its telemetry.
+    """
     counters = session.counters
     lost: Mapping[str, int] = counters.get("frames_lost", {})
     sizes = ByteCounts(
@@ -208,14 +284,15 @@ def metrics(session: Session, workers: Iterable[Component], rates: RateWindow | 
     )
     acquired = counters.get("frames_acquired", 0)
     elapsed = session.elapsed_seconds
-    if rates is None:
-        frames_per_s, wire_mbit_per_s = (
-            ratio(acquired, elapsed) or 0.0,
-            ratio(sizes.wire * 8e-6, elapsed) or 0.0,
-        )
+    if rates is not None:
+        now = rates.rates()
+    elif elapsed:
+        now = Rates(acquired / elapsed, sizes.wire * 8e-6 / elapsed, sizes.raw * 8e-6 / elapsed)
     else:
-        frames_per_s, wire_mbit_per_s = rates.rates()
+        now = Rates()
     figures = configurations(session)
+    raw_limit, lossless_limit = limits(session, sizes)
+    seen = {worker.get("name"): worker for worker in served}
     return Metrics(
         session=session.id,
         state=session.state,
@@ -226,14 +303,21 @@ def metrics(session: Session, workers: Iterable[Component], rates: RateWindow | 
             acquired=acquired,
             acknowledged=counters.get("frames_acknowledged", 0),
             in_flight=counters.get("frames_in_flight", 0),
+            queued=counters.get("frames_queued", 0),
+            spooled=counters.get("frames_spooled", 0),
             lost=sum(lost.values()),
             lost_by_reason=dict(lost),
         ),
         bytes=sizes,
         throughput_gain=ratio(sizes.raw, sizes.wire),
         gain_over_lossless=ratio(sizes.raw_lossless, sizes.wire),
-        frames_per_s=frames_per_s,
-        wire_mbit_per_s=wire_mbit_per_s,
+        frames_per_s=now.frames_per_s,
+        wire_mbit_per_s=now.wire_mbit_per_s,
+        raw_mbit_per_s=now.raw_mbit_per_s,
+        raw_frames_per_s_limit=raw_limit,
+        lossless_frames_per_s_limit=lossless_limit,
+        newest_frame=session.newest_frame,
+        newest_reference=session.newest_reference,
         idle_seconds=counters.get("idle_seconds", 0.0),
         latency=Latency(
             p50_seconds=counters.get("latency_p50_seconds"), p99_seconds=counters.get("latency_p99_seconds")
@@ -243,12 +327,20 @@ def metrics(session: Session, workers: Iterable[Component], rates: RateWindow | 
         recovery_seconds=session.workers.total().get("recovery_seconds", 0.0),
         quality=mean_quality(figures),
         configurations=figures,
-        workers=[_worker(worker) for worker in workers],
+        workers=[
+            _worker(
+                worker,
+                (worker_rates or {}).get(worker.identity),
+                seen.get(worker.details.get("journal"), {}) if worker.present else {},
+            )
+            for worker in workers
+        ],
     )
 
 
-def _worker(component: Component) -> WorkerFigures:
+def _worker(component: Component, rates: RateWindow | None, served: Mapping[str, Any]) -> WorkerFigures:
     known = {**component.details, **component.telemetry}
+    recovered, rejected = known.get("frames_recovered", 0), known.get("frames_rejected", 0)
     return WorkerFigures(
         name=component.name,
         host=component.host,
@@ -257,6 +349,10 @@ def _worker(component: Component) -> WorkerFigures:
         device=known.get("device"),
         threads=known.get("threads"),
         busy_share=known.get("busy_share"),
-        frames_recovered=known.get("frames_recovered", 0),
-        frames_rejected=known.get("frames_rejected", 0),
+        frames_recovered=recovered,
+        frames_rejected=rejected,
+        frames_per_s=rates.rates().frames_per_s if rates is not None and component.present else 0.0,
+        batch_frames_mean=ratio(recovered + rejected, known.get("batches", 0)),
+        credits=served.get("credit"),
+        frames_held=served.get("in_flight"),
     )

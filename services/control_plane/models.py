@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -10,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from common.operators.spec import MaskSpec
 from common.session import SessionSpec
 from common.state.store import EventRecord, TelemetryRecord
-from services.control_plane.metrics import ByteCounts, FrameCounts
+from services.control_plane.metrics import ByteCounts, FrameCounts, Latency, Metrics, Quality, finite
 from services.control_plane.session import AcquisitionSetting, RecoverySetting, Session
 from services.control_plane.states import State
 
@@ -125,20 +127,112 @@ class EventView(BaseModel):
             kind=event.kind, message=event.message, details=event.details,
         )  # fmt: skip
 
+    def record(self) -> EventRecord:
+        """The event as it is to be stored."""
+        return EventRecord(
+            self.number, self.at.timestamp(), self.component, self.name, self.kind, self.message, self.details
+        )
+
 
 class HistoryPoint(BaseModel):
-    """A session's counters at one moment."""
+    """A session's figures at one moment."""
 
+    number: int = Field(description="counts from 1 within the session")
     at: datetime
+    state: State
+    config_id: str | None = Field(description="the configuration in force")
+    compression_factor: float | None = Field(description="of the configuration in force")
     frames: FrameCounts
     bytes: ByteCounts
     frames_per_s: float
     wire_mbit_per_s: float
+    raw_mbit_per_s: float = Field(description="what the same frames would take uncoded")
+    throughput_gain: float | None = Field(description="raw bytes over bytes on the wire, so far")
+    gain_over_lossless: float | None
+    latency: Latency
+    idle_seconds: float
+    recent_quality: Quality = Field(description="of what was judged since the points before")
+    workers_present: int
 
     @classmethod
     def of(cls, record: TelemetryRecord) -> HistoryPoint:
-        """Stored counters as the interface shows them."""
-        return cls(at=_time(record.at), **record.values)
+        """Stored figures as the interface shows them."""
+        return cls(number=record.number, at=_time(record.at), **record.values)
+
+    @classmethod
+    def taken(cls, number: int, session: Session, figures: Metrics, recent: Quality) -> HistoryPoint:
+        """The next point of a session's history."""
+        setting = session.acquisition[-1] if session.acquisition else None
+        return cls(
+            number=number,
+            at=_time(figures.at),
+            state=figures.state,
+            config_id=setting.config_id if setting else None,
+            compression_factor=setting.compression_factor if setting else None,
+            frames=figures.frames,
+            bytes=figures.bytes,
+            frames_per_s=figures.frames_per_s,
+            wire_mbit_per_s=figures.wire_mbit_per_s,
+            raw_mbit_per_s=figures.raw_mbit_per_s,
+            throughput_gain=figures.throughput_gain,
+            gain_over_lossless=figures.gain_over_lossless,
+            latency=figures.latency,
+            idle_seconds=figures.idle_seconds,
+            recent_quality=recent,
+            workers_present=sum(worker.present for worker in figures.workers),
+        )
+
+    def record(self) -> TelemetryRecord:
+        """The point as it is to be stored."""
+        return TelemetryRecord(
+            self.number, self.at.timestamp(), self.model_dump(mode="json", exclude={"number", "at"})
+        )
+
+
+class FrameView(BaseModel):
+    """What is known of a frame that was recovered: its line in a worker's journal."""
+
+    frame_id: int
+    config_id: str
+    compression_factor: float
+    recovery_id: str
+    method: str
+    worker: str = Field(description="the journal it stands in")
+    attempt: int = Field(description="1 + how often it was delivered before")
+    acquired_at: datetime = Field(description="end of the exposure, on the detector's clock")
+    recovered_at: datetime = Field(description="on the worker's clock")
+    latency_seconds: float = Field(description="between the two: as exact as the clocks agree")
+    reference: bool = Field(description="whether it was also sent whole")
+    psnr: float | None = Field(description="dB, against the reference; null: it has none")
+    ssim: float | None
+    frc_resolution_angstrom: float | None
+    free_residual: float | None = Field(
+        description="error in predicting measurements kept out of the recovery; null: none were"
+    )
+    metadata: dict[str, Any] = Field(description="RELION columns that the source gave the frame")
+
+    @classmethod
+    def of(cls, row: Mapping[str, str]) -> FrameView:
+        """A journal's line as the interface shows it."""
+        known = {name: value for name, value in row.items() if value}
+        return cls(
+            frame_id=int(known["frame_id"]),
+            config_id=known["config_id"],
+            compression_factor=float(known["compression_factor"]),
+            recovery_id=known["recovery_id"],
+            method=known["method"],
+            worker=known["worker"],
+            attempt=int(known["attempt"]),
+            acquired_at=_time(float(known["acquired_at"])),
+            recovered_at=_time(float(known["recovered_at"])),
+            latency_seconds=float(known["latency_seconds"]),
+            reference=known["reference"] == "1",
+            psnr=finite(_number(known.get("psnr"))),
+            ssim=finite(_number(known.get("ssim"))),
+            frc_resolution_angstrom=finite(_number(known.get("frc_resolution_angstrom"))),
+            free_residual=finite(_number(known.get("free_residual"))),
+            metadata=json.loads(known.get("metadata", "{}")),
+        )
 
 
 class Health(BaseModel):
@@ -160,6 +254,10 @@ class Readiness(BaseModel):
     workers: Annotated[int, Field(ge=0)]
     store: Literal["ok", "failing"]
     detail: str = Field(description="what is missing; empty: nothing")
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)
 
 
 def _time(seconds: float) -> datetime:

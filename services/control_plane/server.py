@@ -51,8 +51,16 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn without its own signal handlers: the process has one end, with one exit code."""
+class Server(uvicorn.Server):
+    """Uvicorn without its own signal handlers: the process has one end, with one exit code.
+
+    It waits for requests to be answered, so streams, which never are, end first.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End streams, then everything else."""
+        self.config.app.state.sessions.followers.close()  # pyright: ignore
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -78,15 +86,15 @@ def run_control(settings: Settings) -> int:
 
     host, port = listener.getsockname()[:2]
     log.info("REST on http://%s:%d, control bus on %s", host, port, bus.endpoint)
-    app = create_app(bus, recorder, finalise)
+    app = create_app(bus, recorder, finalise, settings.results)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS, lifespan="on"
     )
-    asyncio.run(_serve(_Server(config), listener))
+    asyncio.run(_serve(Server(config), listener))
     return 0
 
 
-async def _serve(server: _Server, listener: socket.socket) -> None:
+async def _serve(server: Server, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, setattr, server, "should_exit", True)

@@ -40,7 +40,8 @@ class Session(BaseModel):
 
     ``opened`` is the detector's answer to *open*, ``counters`` what it counted last; ``detector`` is the
     identity of the detector's process on the control bus; ``quality`` is what the finalised results hold, per
-    configuration.
+    configuration. ``events`` and ``points`` are the numbers given last; ``judged`` is what the quality of the
+    points so far was taken of.
     """
 
     id: str
@@ -58,6 +59,10 @@ class Session(BaseModel):
     workers: Tally = Tally()
     quality: dict[str, dict[str, float]] | None = None
     events: int = 0
+    points: int = 0
+    judged: dict[str, float] = {}
+    newest_frame: int | None = None
+    newest_reference: int | None = None
 
     @classmethod
     def create(cls, spec: SessionSpec) -> Session:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,24 @@ from pydantic import ValidationError
 from common.configuration import Configuration
 from common.operators.spec import MaskSpec
 from common.session import RecoverySpec, SessionSpec
-from common.state.store import EventRecord, TelemetryRecord
+from common.state.store import EventRecord, Store, StoreError
 from common.wire.control import error_line
 from common.wire.messages import Event, Registered
 from reconstructor.recovery import METHODS, check_recovery
 from reconstructor.writer import Summary
 from services.control_plane.bus import Bus, CommandError, Component
-from services.control_plane.metrics import Metrics, RateWindow, metrics
+from services.control_plane.chronicle import Chronicle, Lines
+from services.control_plane.metrics import Metrics, RateWindow, metrics, recent_quality
+from services.control_plane.models import EventView, HistoryPoint
 from services.control_plane.recorder import Recorder
 from services.control_plane.report import final_accounts, report, write_report
 from services.control_plane.session import AcquisitionSetting, RecoverySetting, Session, recovery_id
 from services.control_plane.states import State, Trigger, WrongState, after
+from services.control_plane.stream import Followers
 from services.explain import FieldProblem, explain
 
 log = logging.getLogger(__name__)
 
-EVENTS_IN_MEMORY = 1000
 OPEN_SECONDS = 120.0
 COMMAND_SECONDS = 60.0
 CURRENT = "current"
@@ -65,34 +68,50 @@ class Sessions:
     ----------
     finalise : callable
         ``reconstructor.writer.finalise``; called off the event loop.
+    results : str or Path
+        Folder of the sessions that do not name their own.
     """
 
-    def __init__(self, bus: Bus, recorder: Recorder, finalise: Finalise) -> None:
+    def __init__(
+        self, bus: Bus, recorder: Recorder, finalise: Finalise, results: str | Path = "output"
+    ) -> None:
         self._bus, self._recorder, self._finalise = bus, recorder, finalise
-        self._current: Session | None = None
-        self._events: deque[EventRecord] = deque(maxlen=EVENTS_IN_MEMORY)
+        self._results = Path(results).absolute()
+        self._loop = asyncio.get_running_loop()
+        self._chronicle: Chronicle | None = None  # of the session that runs or ran last
+        self._chronicle_before: Chronicle | None = None  # while the detector opens the next one
         self._rates = RateWindow()
+        self._worker_rates: dict[bytes, RateWindow] = {}
+        self._unread = False  # the store could not be read when the control plane started
+        self.followers = Followers()
+        self.event_counts: Counter[str] = Counter()  # by kind, of all sessions since the process started
         self._steering = asyncio.Lock()  # one change at a time, each with its own effective frame
         self._restored = False  # read from the store, not yet compared with what the detector does
         self._finishing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def restore(self) -> None:
+    async def restore(self) -> None:
         """Take up the session that was known last before the control plane was stopped.
 
-        Raises
-        ------
-        StoreError
-            If the store cannot be read.
+        A store that cannot be read now is read when it comes back, unless a session was started meanwhile.
         """
-        known = self._recorder.read(lambda store: store.sessions())
-        if not known:
+        self._recorder.watch(self._catch_up, self._hear_of_store)
+        try:
+            self._take_up(await asyncio.to_thread(self._recorder.read, _last_chronicle))
+        except StoreError as error:
+            log.error("%s; no session from before is known until it can be read", error)
+            self._unread = True
+
+    def _take_up(self, chronicle: Chronicle | None) -> None:
+        if chronicle is None or self._chronicle is not None:
             return
-        session = self._current = Session.from_record(known[-1])
-        self._events.extend(self._recorder.read(lambda store: store.events(session.id))[-EVENTS_IN_MEMORY:])
+        self._chronicle, session = chronicle, chronicle.session
         self._restored = not session.over
         if session.state is State.CREATED:
             self._fail(session, "the control plane was restarted while the session was being opened")
+        elif session.over:
+            self._close(session)
+        self.followers.ring()
 
     async def close(self) -> None:
         """Leave what is still being done; a session goes on without its control plane."""
@@ -106,6 +125,32 @@ class Sessions:
     def active(self) -> Session | None:
         """The session that is not over, if there is one."""
         return self._current if self._current is not None and not self._current.over else None
+
+    @property
+    def _current(self) -> Session | None:
+        return self._chronicle.session if self._chronicle is not None else None
+
+    @property
+    def newest(self) -> Chronicle | None:
+        """What there is to tell of the session that runs or ran last; one being opened is none yet."""
+        opening = self._current is not None and self._current.state is State.CREATED
+        return self._chronicle_before if opening else self._chronicle
+
+    async def chronicle_of(self, name: str) -> Chronicle:
+        """What there is to tell of a session.
+
+        Raises
+        ------
+        UnknownSession, StoreError
+            As ``get`` does.
+        """
+        session = await self.get(name)
+        if self._chronicle is not None and session is self._chronicle.session:
+            return self._chronicle
+        chronicle = await asyncio.to_thread(self._recorder.read, lambda store: _chronicle(store, session))
+        chronicle.take(self.metrics(session))
+        chronicle.closed = True
+        return chronicle
 
     async def all(self) -> list[Session]:
         """Every session, oldest first."""
@@ -135,22 +180,36 @@ class Sessions:
             raise UnknownSession(f"there is no session {name!r}")
         return Session.from_record(record)
 
-    async def events(self, session: Session, after: int, limit: int) -> list[EventRecord]:
+    async def events(self, session: Session, after: int, limit: int) -> list[EventView]:
         """Up to ``limit`` events with a number above ``after``."""
-        if session is self._current:
-            return [event for event in self._events if event.number > after][:limit]
-        return await asyncio.to_thread(
+        if self._chronicle is not None and session is self._current:
+            return self._chronicle.events_after(after, limit)
+        records = await asyncio.to_thread(
             self._recorder.read, lambda store: store.events(session.id, after, limit)
         )
+        return [EventView.of(record) for record in records]
 
-    async def history(self, session: Session, limit: int) -> list[TelemetryRecord]:
-        """The last ``limit`` counters, about one a second, oldest first."""
-        return await asyncio.to_thread(self._recorder.read, lambda store: store.telemetry(session.id, limit))
+    async def history(self, session: Session, limit: int) -> list[HistoryPoint]:
+        """The last ``limit`` points, about one a second, oldest first."""
+        if self._chronicle is not None and session is self._current:
+            return self._chronicle.last_points(limit)
+        records = await asyncio.to_thread(
+            self._recorder.read, lambda store: store.telemetry(session.id, limit)
+        )
+        return [HistoryPoint.of(record) for record in records]
 
     def metrics(self, session: Session) -> Metrics:
         """The figures of a session."""
-        workers = self._bus.workers if session is self._current else []
-        return metrics(session, workers, self._rates if session is self.active else None)
+        if session is not self._current:
+            return metrics(session, [], None)
+        detector = self._session_detector(session)
+        return metrics(
+            session,
+            self._bus.workers,
+            self._rates if session is self.active else None,
+            worker_rates=self._worker_rates,
+            served=detector.telemetry.get("workers", []) if detector is not None else [],
+        )
 
     # ---- commands
 
@@ -175,9 +234,8 @@ class Sessions:
         workers = [worker for worker in self._bus.workers if worker.present]
         if not workers:
             raise Unavailable("no worker is registered; start one: cryoflux reconstructor")
-        before, session = self._current, Session.create(spec)
-        self._current, events_before = session, list(self._events)
-        self._events.clear()
+        before, session = self._chronicle, Session.create(spec)
+        self._chronicle, self._chronicle_before = Chronicle(session), before
         self._rates = RateWindow()
         self._finishing = self._restored = False
         session.detector = detector.identity.hex()
@@ -185,12 +243,13 @@ class Sessions:
             session.workers.begin(worker.identity.hex(), _counters(worker))
         try:
             await self._set_recovery(session, spec.recovery)
-            arguments = {"session": session.id, "spec": spec.model_dump(mode="json")}
+            output = spec.output or str(self._results / session.id)
+            wanted = spec.model_copy(update={"output": output}).model_dump(mode="json")
+            arguments = {"session": session.id, "spec": wanted}
             opened = await self._bus.command(detector, "open", arguments, timeout=OPEN_SECONDS)
         except CommandError as error:
             if error.kind in ("invalid", "conflict"):  # nothing has begun
-                self._current = before
-                self._events.extend(events_before)
+                self._chronicle = before
                 raise
             self._start_task(self._tell(detector, "stop"))  # it may yet begin
             self._fail(session, str(error))
@@ -289,6 +348,7 @@ class Sessions:
     def registered(self, component: Component, is_new: bool) -> Registered:
         """Tell a worker where the data come from and how to recover; notice a new detector."""
         session = self.active
+        self.followers.ring()
         if component.kind == "detector":
             if session is not None and session.detector and component.identity.hex() != session.detector:
                 self._end_without_detector(session, "the detector was started anew in mid-session")
@@ -314,7 +374,7 @@ class Sessions:
         if session is None:
             return
         if component.kind == "reconstructor":
-            session.workers.update(component.identity.hex(), _counters(component))
+            self._worker_counts(session, component)
         elif component.identity.hex() == session.detector:
             self._detector_counts(session, component.telemetry)
 
@@ -326,12 +386,14 @@ class Sessions:
 
     def silent(self, component: Component) -> None:
         """A component is not heard any more."""
+        self.followers.ring()
         session = self.active
         if session is not None:
             self._note(session, "silent", f"{component.kind} {component.name} is not heard any more")
 
     def returned(self, component: Component) -> None:
         """A component that was silent is heard again."""
+        self.followers.ring()
         session = self.active
         if session is not None:
             self._note(session, "returned", f"{component.kind} {component.name} is heard again")
@@ -432,7 +494,12 @@ class Sessions:
                 self._end_without_detector(session, "the detector does not know the session any more")
             return
         session.counters = {name: value for name, value in values.items() if name not in BULKY}
-        self._rates.add(time.monotonic(), values.get("frames_acquired", 0), values.get("bytes_wire", 0))
+        self._rates.add(
+            time.monotonic(),
+            values.get("frames_acquired", 0),
+            values.get("bytes_wire", 0),
+            values.get("bytes_raw", 0),
+        )
         if self._restored:
             self._restored = False
             following = {"acquiring": State.RUNNING, "paused": State.PAUSED, "draining": State.STOPPING}
@@ -442,6 +509,18 @@ class Sessions:
             return  # the answer to *open* is still on its way
         if values["state"] in ("finished", "failed") and not self._finishing:
             self._finish(session, values.get("error", "") if values["state"] == "failed" else "")
+
+    def _worker_counts(self, session: Session, worker: Component) -> None:
+        session.workers.update(worker.identity.hex(), _counters(worker))
+        rates = self._worker_rates.setdefault(worker.identity, RateWindow())
+        rates.add(time.monotonic(), worker.telemetry.get("frames_recovered", 0))
+        known = {component.identity for component in self._bus.workers}
+        for identity in self._worker_rates.keys() - known:
+            del self._worker_rates[identity]
+        newest = worker.telemetry.get("newest", {})
+        if newest.get("series") and newest["series"] == session.opened.get("series"):
+            session.newest_frame = _higher(session.newest_frame, newest.get("frame"))
+            session.newest_reference = _higher(session.newest_reference, newest.get("reference"))
 
     def _end_without_detector(self, session: Session, why: str) -> None:
         """Keep what is on disk; frames that were not yet recovered are lost with the detector."""
@@ -470,6 +549,7 @@ class Sessions:
         else:
             self._apply(session, Trigger.FINALISED)
             self._note(session, "completed", f"results in {session.opened['output']}")
+            self._close(session)
 
     def _write_results(self, session: Session, accounts_are_final: bool) -> None:
         if not session.opened:
@@ -488,26 +568,46 @@ class Sessions:
         session.error, session.finished_at = error, session.finished_at or time.time()
         self._apply(session, Trigger.FAIL)
         self._note(session, "failed", error)
+        self._close(session)
+
+    def _close(self, session: Session) -> None:
+        """Nothing more is told of a session that is over, but its final figures."""
+        if self._chronicle is not None and session is self._chronicle.session:
+            self._chronicle.take(self.metrics(session))
+            self._chronicle.closed = True
+            self.followers.ring()
 
     # ---- keeping
 
     def _save(self, session: Session) -> None:
+        """Keep a session that the detector has opened; one that it refuses leaves no trace."""
+        if session.state is State.CREATED:
+            return
         record = session.record()
+        if self._chronicle is not None and session is self._chronicle.session:
+            self._chronicle.record = record
+            self.followers.ring()
         self._recorder.write(lambda store: store.save_session(record))
 
     def _remember(self, session: Session) -> None:
-        self._save(session)
+        chronicle = self._chronicle
+        if chronicle is None or session is not chronicle.session:
+            return
+        session.points += 1
         figures = self.metrics(session)
-        point = TelemetryRecord(
-            figures.at,
-            {
-                "frames": figures.frames.model_dump(),
-                "bytes": figures.bytes.model_dump(),
-                "frames_per_s": figures.frames_per_s,
-                "wire_mbit_per_s": figures.wire_mbit_per_s,
-            },
+        point = HistoryPoint.taken(session.points, session, figures, recent_quality(session))
+        chronicle.take(figures)
+        chronicle.add_point(point)
+        self._save(session)
+        record = point.record()
+        self._recorder.write(
+            lambda store: store.add_telemetry(session.id, record),
+            lambda: self._on_loop(self._show, chronicle.points, record.number),
         )
-        self._recorder.write(lambda store: store.add_telemetry(session.id, point))
+
+    def _show(self, lines: Lines, number: int) -> None:
+        lines.show(number)
+        self.followers.ring()
 
     def _note(self, session: Session, kind: str, message: str, **details: Any) -> None:
         self._add_event(session, "control", "control", kind, message, details)
@@ -516,10 +616,47 @@ class Sessions:
         self, session: Session, component: str, name: str, kind: str, message: str, details: dict[str, Any]
     ) -> None:
         session.events += 1
+        self.event_counts[kind] += 1
         event = EventRecord(session.events, time.time(), component, name, kind, message, details)
-        self._events.append(event)
         log.info("%s: %s", kind, message)
-        self._recorder.write(lambda store: store.add_event(session.id, event))
+        chronicle = self._chronicle
+        if chronicle is None or session is not chronicle.session:
+            return
+        chronicle.add_event(event)
+        self._recorder.write(
+            lambda store: store.add_event(session.id, event),
+            lambda: self._on_loop(self._show, chronicle.events, event.number),
+        )
+
+    # ---- the store, as the recorder's thread sees it
+
+    def _catch_up(self, store: Store) -> None:
+        """The store is back, or may have forgotten what it had: give it all that is known of the session."""
+        if self._unread:
+            found = _last_chronicle(store)
+            self._unread = False
+            self._on_loop(self._take_up, found)
+        chronicle = self._chronicle
+        if chronicle is not None and chronicle.record is not None:
+            events, points = chronicle.kept()
+            store.rewrite(chronicle.record, chronicle.record.document["acquisition"], events, points)
+
+    def _hear_of_store(self, error: str) -> None:
+        self._on_loop(self._tell_of_store, error)
+
+    def _tell_of_store(self, error: str) -> None:
+        session = self.active
+        if session is not None:
+            if error:
+                self._note(session, "store_failing", f"{error}; frames flow, writes are tried again")
+            else:
+                self._note(session, "store_back", "the state store is back; the session was written again")
+        self.followers.ring()
+
+    def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
+        """Have something done on the event loop, from any thread; after its end it does not matter."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, *arguments)
 
     def _start_task(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -553,6 +690,23 @@ def resolve_mask(active: MaskSpec, mask: MaskSpec | None, compression_factor: fl
     said = f"mask.{decides} {getattr(mask.root, decides)}" if decides else f"mask {mask.kind}"
     message = f"{compression_factor:g} contradicts {said}; give one of them"
     raise InvalidValue([FieldProblem("compression_factor", message)])
+
+
+def _last_chronicle(store: Store) -> Chronicle | None:
+    known = store.sessions()
+    return _chronicle(store, Session.from_record(known[-1])) if known else None
+
+
+def _chronicle(store: Store, session: Session) -> Chronicle:
+    """What a store kept of a session; numbers go on behind those that it kept."""
+    chronicle = Chronicle.of_store(session, store.events(session.id), store.telemetry(session.id))
+    session.events = max(session.events, chronicle.events.last)
+    session.points = max(session.points, chronicle.points.last)
+    return chronicle
+
+
+def _higher(a: int | None, b: int | None) -> int | None:
+    return max((value for value in (a, b) if value is not None), default=None)
 
 
 def _counters(worker: Component) -> dict[str, Any]:

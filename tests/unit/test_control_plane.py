@@ -582,6 +582,8 @@ def test_metrics_are_what_the_detector_and_the_workers_counted(
         "acquired": 100,
         "acknowledged": 60,
         "in_flight": 37,
+        "queued": 0,
+        "spooled": 0,
         "lost": 3,
         "lost_by_reason": {"not finite": 2, "torn": 1},
     }
@@ -932,7 +934,16 @@ def test_a_broken_store_is_told_not_raised(house: House, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["current", "20260101-000000-abcdef"])
 @pytest.mark.parametrize(
     "path",
-    ["", "/acquisition", "/recovery", "/metrics", "/metrics/history", "/events", "/frames/0/preview.png"],
+    [
+        "",
+        "/acquisition",
+        "/recovery",
+        "/metrics",
+        "/metrics/history",
+        "/events",
+        "/frames/0",
+        "/frames/0/preview.png",
+    ],
 )
 def test_an_unknown_session_is_not_found(house: House, name: str, path: str) -> None:
     assert_problem(house.client.get(f"{BASE}/{name}{path}"), 404, "there is no session")
@@ -991,14 +1002,17 @@ def test_a_frame_that_is_not_recovered_has_no_picture(
         assert_problem(house.client.get(path, params={"view": view}), 404, "frame 7 is not recovered")
     assert_problem(house.client.get(path, params={"view": "xray"}), 422, "view", "'reference'")
     assert_problem(house.client.get(path, params={"size": 1}), 422, "size", "from 16 to 4096")
+    assert_problem(house.client.get(path, params={"low": -1}), 422, "low", "from 0 to 100")
+    assert_problem(house.client.get(path, params={"low": 60, "high": 60}), 422, "low", "below high")
+    assert_problem(house.client.get(path, params={"scale": "best"}), 422, "scale", "'reference'")
     assert_problem(house.client.get(f"{CURRENT}/frames/-1/preview.png"), 422, "frame_id", "at least 0")
     assert_problem(house.client.get(f"{CURRENT}/frames/first/preview.png"), 422, "frame_id", "'first'")
 
 
-def test_contrast_leaves_the_outer_percentiles_out() -> None:
+def test_what_is_beyond_the_range_is_black_or_white() -> None:
     values = np.linspace(0, 100, 10_000, dtype=np.float32).reshape(100, 100)
-    values[0, 0], values[-1, -1] = -1e9, 1e9  # a hot and a dead pixel
-    grey = np.asarray(Image.open(io.BytesIO(png(values))))
+    values[0, 0], values[-1, -1] = -1e9, 1e9  # a dead and a hot pixel
+    grey = np.asarray(Image.open(io.BytesIO(png(values, None, (0.0, 100.0)))))
     assert grey.dtype == np.uint8
     assert grey.shape == (100, 100)
     assert (grey.min(), grey.max()) == (0, 255)
@@ -1006,12 +1020,13 @@ def test_contrast_leaves_the_outer_percentiles_out() -> None:
 
 
 def test_a_constant_picture_is_grey() -> None:
-    assert set(Image.open(io.BytesIO(png(np.full((8, 8), 3.0)))).tobytes()) == {127}
+    assert set(Image.open(io.BytesIO(png(np.full((8, 8), 3.0), None, (3.0, 3.0)))).tobytes()) == {127}
 
 
 @pytest.mark.parametrize(("size", "sides"), [(None, (40, 20)), (20, (20, 10)), (80, (80, 40))])
 def test_the_longer_side_is_as_asked(size: int | None, sides: tuple[int, int]) -> None:
-    picture = Image.open(io.BytesIO(png(np.random.default_rng(0).normal(size=(20, 40)), size)))
+    values = np.random.default_rng(0).normal(size=(20, 40))
+    picture = Image.open(io.BytesIO(png(values, size, (-2.0, 2.0))))
     assert (picture.width, picture.height) == sides
 
 

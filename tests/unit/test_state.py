@@ -91,11 +91,12 @@ def test_events_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> No
 def test_telemetry_is_bounded_and_oldest_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.state.embedded.TELEMETRY_KEPT", 5)
     for second in range(12):
-        store.add_telemetry("a", TelemetryRecord(float(second), {"frames": second}))
+        store.add_telemetry("a", TelemetryRecord(second + 1, float(second), {"frames": second}))
+    store.add_telemetry("a", TelemetryRecord(12, 11.0, {"frames": 11}))  # written twice, as after a failure
     assert [record.at for record in store.telemetry("a")] == [7.0, 8.0, 9.0, 10.0, 11.0]
     assert store.telemetry("a", limit=2) == [
-        TelemetryRecord(10.0, {"frames": 10}),
-        TelemetryRecord(11.0, {"frames": 11}),
+        TelemetryRecord(11, 10.0, {"frames": 10}),
+        TelemetryRecord(12, 11.0, {"frames": 11}),
     ]
 
 

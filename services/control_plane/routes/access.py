@@ -29,12 +29,12 @@ TheBus = Annotated[Bus, Depends(_bus)]
 TheRecorder = Annotated[Recorder, Depends(_recorder)]
 
 
-async def _session(
-    sessions: TheSessions,
-    session_id: Annotated[
-        str, Path(description="id of a session, or *current*: the one that runs or ran last")
-    ],
-) -> Session:
+SessionName = Annotated[
+    str, Path(description="id of a session, or *current*: the one that runs or ran last")
+]
+
+
+async def _session(sessions: TheSessions, session_id: SessionName) -> Session:
     return await sessions.get(session_id)
 
 

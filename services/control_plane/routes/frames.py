@@ -1,19 +1,45 @@
-"""Single frames, as pictures."""
+"""Single frames: what is known of them, and pictures."""
 
 from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from pathlib import Path as FilePath
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 from starlette.exceptions import HTTPException
 
-from services.control_plane.preview import NoPicture, View, picture
+from reconstructor.journal import find_row
+from services.control_plane.models import FrameView
+from services.control_plane.preview import Contrast, NoPicture, Scale, View, picture
 from services.control_plane.routes.access import TheSession
 from services.control_plane.routes.sessions import LOOKING
+from services.control_plane.session import Session
+from services.control_plane.sessions import InvalidValue
+from services.explain import FieldProblem
 
 router = APIRouter(prefix="/sessions/{session_id}/frames", tags=["frames"])
+
+
+FrameId = Annotated[int, Path(ge=0, lt=2**63, description="counts from 0 within the session")]
+
+
+def _output(session: Session) -> str:
+    output = session.opened.get("output")
+    if output is None:
+        raise HTTPException(HTTPStatus.NOT_FOUND, "the session has no results yet")
+    return output
+
+
+@router.get("/{frame_id}", responses=LOOKING)
+async def frame(session: TheSession, frame_id: FrameId) -> FrameView:
+    """How a frame was taken and recovered, and how good it is; as soon as its result is on disk."""
+    try:
+        row = await asyncio.to_thread(find_row, FilePath(_output(session)), frame_id)
+    except (KeyError, OSError):
+        raise HTTPException(HTTPStatus.NOT_FOUND, f"frame {frame_id} is not recovered (yet)") from None
+    return FrameView.of(row)
 
 
 @router.get(
@@ -23,23 +49,32 @@ router = APIRouter(prefix="/sessions/{session_id}/frames", tags=["frames"])
 )
 async def preview(
     session: TheSession,
-    frame_id: Annotated[int, Path(ge=0)],
+    frame_id: FrameId,
     view: Annotated[View, Query(description="which picture of the frame")] = View.RECOVERED,
     size: Annotated[
         int | None, Query(ge=16, le=4096, description="longer side of the picture, pixels")
     ] = None,
+    low: Annotated[float, Query(ge=0, le=100, description="percentile that is drawn black")] = 1.0,
+    high: Annotated[float, Query(ge=0, le=100, description="percentile that is drawn white")] = 99.0,
+    scale: Annotated[
+        Scale,
+        Query(
+            description="whose percentiles: the picture's own, or the reference's where the frame has one "
+            "(recovered: the same range of grey; residual: a range as wide, around zero)"
+        ),
+    ] = Scale.OWN,
 ) -> Response:
-    """A frame as a picture, its contrast from the 1st to the 99th percentile.
+    """A frame as a picture.
 
     *reference*: the frame as acquired (only of frames also sent whole). *measurement*: what came over the
     wire. *recovered*: the recovered image. *residual*: what of the measurement the recovered image leaves
     unexplained, A⁺(y − A x).
     """
-    output = session.opened.get("output")
-    if output is None:
-        raise HTTPException(HTTPStatus.NOT_FOUND, "the session has no results yet")
+    if low >= high:
+        raise InvalidValue([FieldProblem("low", f"must be below high, which is {high:g}, got {low:g}")])
+    contrast = Contrast(low, high, scale)
     try:
-        png = await asyncio.to_thread(picture, output, frame_id, view, size)
+        png = await asyncio.to_thread(picture, _output(session), frame_id, view, size, contrast)
     except NoPicture as error:
         raise HTTPException(HTTPStatus.NOT_FOUND, str(error)) from error
     return Response(png, media_type="image/png", headers={"Cache-Control": "no-store"})

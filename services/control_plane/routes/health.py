@@ -8,6 +8,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, Response
 
 from services.control_plane.models import Health, Readiness
+from services.control_plane.readiness import readiness
 from services.control_plane.routes.access import TheBus, TheRecorder
 
 router = APIRouter(tags=["health"])
@@ -24,18 +25,7 @@ async def healthz() -> Health:
 )
 async def readyz(bus: TheBus, recorder: TheRecorder, response: Response) -> Readiness:
     """Whether a detector and at least one worker are there, and whether the state store can be written."""
-    workers = sum(worker.present for worker in bus.workers)
-    missing = [name for name, there in (("detector", bus.detector), ("worker", workers)) if not there]
-    if missing:
+    found = readiness(bus, recorder)
+    if found.status == "not ready":
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
-    status = "not ready" if missing else "degraded" if recorder.error else "ready"
-    detail = [f"no {name} is registered" for name in missing]
-    if recorder.error:
-        detail.append(f"{recorder.error}; sessions go on, but a restart would forget them")
-    return Readiness(
-        status=status,
-        detector=bus.detector is not None,
-        workers=workers,
-        store="failing" if recorder.error else "ok",
-        detail="; ".join(detail),
-    )
+    return found

@@ -29,5 +29,5 @@ async def history(
         int, Query(ge=1, le=TELEMETRY_KEPT, description="the last so many points")
     ] = TELEMETRY_KEPT,
 ) -> list[HistoryPoint]:
-    """The counters over time, about one point a second, oldest first."""
-    return [HistoryPoint.of(record) for record in await sessions.history(session, limit)]
+    """The figures over time, about one point a second, oldest first."""
+    return await sessions.history(session, limit)

@@ -78,4 +78,4 @@ async def events(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> list[EventView]:
     """The session's history: bad files skipped, workers lost and restarted, changes made."""
-    return [EventView.of(event) for event in await sessions.events(session, after, limit)]
+    return await sessions.events(session, after, limit)

@@ -1,0 +1,23 @@
+"""Whether a session can be started, and will be kept."""
+
+from __future__ import annotations
+
+from services.control_plane.bus import Bus
+from services.control_plane.models import Readiness
+from services.control_plane.recorder import Recorder
+
+
+def readiness(bus: Bus, recorder: Recorder) -> Readiness:
+    """Whether a detector and at least one worker are there, and whether the state store can be written."""
+    workers = sum(worker.present for worker in bus.workers)
+    missing = [name for name, there in (("detector", bus.detector), ("worker", workers)) if not there]
+    detail = [f"no {name} is registered" for name in missing]
+    if recorder.error:
+        detail.append(f"{recorder.error}; sessions go on, but a restart would forget them")
+    return Readiness(
+        status="not ready" if missing else "degraded" if recorder.error else "ready",
+        detector=bus.detector is not None,
+        workers=workers,
+        store="failing" if recorder.error else "ok",
+        detail="; ".join(detail),
+    )
