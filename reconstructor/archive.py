@@ -105,8 +105,8 @@ def write_all(file: int, parts: Sequence[bytes | memoryview]) -> None:
             left[0] = left[0][written:]
 
 
-def records(path: Path) -> Iterator[Record]:
-    """The records of one archive in order; stops at a torn one.
+def records(path: Path, offset: int = 0) -> Iterator[Record]:
+    """The records of one archive in order, from the one at ``offset`` on; stops at a torn one.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def records(path: Path) -> Iterator[Record]:
         if file.read(len(MAGIC)) != MAGIC:
             raise MalformedMessage(f"{path}: not an archive of measurements")
         size = os.fstat(file.fileno()).st_size
-        offset = len(MAGIC)
+        offset = max(offset, len(MAGIC))
         while (record := _record_at(path, file.fileno(), offset, size)) is not None:
             yield record
             offset += record.span.length
