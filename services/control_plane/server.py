@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from common.settings import Settings
-from common.state.embedded import EmbeddedStore
+from common.state.opening import open_store
 from common.state.store import StoreError
 from common.wire.control import error_line
 from services.control_plane.bus import Bus
@@ -76,7 +76,7 @@ def run_control(settings: Settings) -> int:
     try:
         listener = listen(settings.http_host, settings.http_port)
         bus = Bus(settings.control_endpoint, silent_after_seconds=settings.silent_after_seconds)
-        recorder = Recorder(EmbeddedStore(settings.state))
+        recorder = Recorder(open_store(settings.state))
     except (OSError, StoreError) as error:
         print(f"cryoflux control: {getattr(error, 'strerror', None) or error_line(error)}", file=sys.stderr)
         return 1

@@ -1,22 +1,43 @@
-"""What every state store promises; a further kind of store joins by one line in ``STORES``."""
+"""What every state store promises; a further kind of store joins by one fixture in ``KINDS``."""
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from common.state.embedded import EmbeddedStore
+from common.state.opening import open_store
+from common.state.redis import Keys, RedisStore, without_password
 from common.state.store import EventRecord, SessionRecord, Store, StoreError, TelemetryRecord
+from services.supervisor import free_port
+from tests.redis_server import RedisServer
 
-# kind of store -> opens the same store again whenever it is called with the same folder
-STORES: dict[str, Callable[[Path], Store]] = {"sqlite": lambda folder: EmbeddedStore(folder / "state.sqlite")}
+KINDS = ("sqlite", "redis")
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture
+def redis_url(server: RedisServer) -> str:
+    with server.client() as client:
+        client.flushall()
+    return server.url
+
+
+@pytest.fixture(params=KINDS)
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
-    return lambda: STORES[request.param](tmp_path)
+    """Opens the same store again whenever it is called."""
+    address = str(tmp_path / "state.sqlite")
+    if request.param == "redis":
+        address = request.getfixturevalue("redis_url")
+    return lambda: open_store(address)
 
 
 @pytest.fixture
@@ -80,7 +101,8 @@ def test_events_can_be_followed(store: Store) -> None:
 
 
 def test_events_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.state.embedded.EVENTS_KEPT", 5)
+    for kind in ("embedded", "redis"):
+        monkeypatch.setattr(f"common.state.{kind}.EVENTS_KEPT", 5)
     for number in range(1, 13):
         store.add_event("a", event(number))
     store.add_event("b", event(1))
@@ -89,7 +111,8 @@ def test_events_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_telemetry_is_bounded_and_oldest_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.state.embedded.TELEMETRY_KEPT", 5)
+    for kind in ("embedded", "redis"):
+        monkeypatch.setattr(f"common.state.{kind}.TELEMETRY_KEPT", 5)
     for second in range(12):
         store.add_telemetry("a", TelemetryRecord(second + 1, float(second), {"frames": second}))
     store.add_telemetry("a", TelemetryRecord(12, 11.0, {"frames": 11}))  # written twice, as after a failure
@@ -131,7 +154,225 @@ def test_a_closed_store_says_so(reopen: Callable[[], Store]) -> None:
         closed.sessions()
 
 
+def test_awkward_text_comes_back_as_it_was(store: Store) -> None:
+    awkward = "\x00 \r\n 'quoted\" Å é 🜁 %s"
+    store.save_session(SessionRecord("a", 1.5, "failed", {"error": awkward, awkward: [awkward]}))
+    store.add_event("a", EventRecord(1, 1.25, "control", awkward, "note", awkward, {awkward: awkward}))
+    store.add_telemetry("a", TelemetryRecord(1, 1e9 + 1 / 3, {awkward: 1 / 3}))
+    known = store.session("a")
+    assert known is not None
+    assert known.document == {"error": awkward, awkward: [awkward]}
+    assert store.events("a")[0].details == {awkward: awkward}
+    assert store.telemetry("a") == [TelemetryRecord(1, 1e9 + 1 / 3, {awkward: 1 / 3})]
+
+
+def test_a_session_is_rewritten_as_a_whole(store: Store) -> None:
+    for number in (3, 4, 5):  # what was written after the store had forgotten the rest
+        store.add_event("a", event(number))
+        store.add_telemetry("a", TelemetryRecord(number, float(number), {}))
+    store.save_configuration("a", 2, {"number": 2})
+    store.save_session(session("b"))
+    store.add_event("b", event(1))
+    events = [event(number) for number in range(1, 6)]
+    points = [TelemetryRecord(number, float(number), {"n": number}) for number in range(1, 6)]
+    for _ in range(2):
+        store.rewrite(session("a"), [{"number": 1}], events, points)
+        assert store.session("a") == session("a")
+        assert store.configurations("a") == [{"number": 1}]
+        assert store.events("a") == events
+        assert store.telemetry("a") == points
+    store.add_event("a", event(6))
+    assert [kept.number for kept in store.events("a", after=4)] == [5, 6]
+    assert store.session("b") == session("b")
+    assert store.events("b") == [event(1)]
+
+
+def test_a_whole_history_is_rewritten_within_the_bounds(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("embedded", "redis"):
+        monkeypatch.setattr(f"common.state.{kind}.EVENTS_KEPT", 3)
+        monkeypatch.setattr(f"common.state.{kind}.TELEMETRY_KEPT", 2)
+    points = [TelemetryRecord(number, float(number), {}) for number in range(1, 8)]
+    store.rewrite(session("a"), [], [event(number) for number in range(1, 8)], points)
+    assert [kept.number for kept in store.events("a")] == [5, 6, 7]
+    assert [kept.number for kept in store.telemetry("a")] == [6, 7]
+
+
+def test_a_store_that_forgets_nothing_stays_in_its_epoch(store: Store) -> None:
+    epoch = store.epoch
+    store.save_session(session("a"))
+    store.save_session(session("a"))
+    store.add_event("a", event(1))
+    assert store.epoch == epoch
+
+
+# ---- which store an address means
+
+
+def test_an_address_decides_the_store(tmp_path: Path, server: RedisServer) -> None:
+    for address, kind in (
+        (str(tmp_path / "a.sqlite"), EmbeddedStore),
+        (server.url, RedisStore),
+        ("unix:///nowhere/redis.sock?db=2", RedisStore),
+        ("rediss://user:secret@host:6380/1", RedisStore),
+    ):
+        store = open_store(address)
+        assert type(store) is kind
+        store.close()
+
+
+@pytest.mark.parametrize("address", ["mysql://host/db", "redis:host:6379", "http://x", "sqlite:///file"])
+def test_what_is_no_store_is_refused_in_one_line(address: str) -> None:
+    with pytest.raises(StoreError, match=r"^state: .* is no state store; name a file, or redis://[^\n]*$"):
+        open_store(address)
+
+
+@pytest.mark.parametrize("address", ["redis://host:port", "redis://host:6379?protocol=x&socket_timeout=y"])
+def test_an_address_of_no_server_is_refused_in_one_line(address: str) -> None:
+    with pytest.raises(StoreError, match=r"^state store [^\n]*$"):
+        open_store(address)
+
+
+# ---- the Redis store's own
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://:secret@localhost/3", "redis://…@localhost/3"),
+        ("rediss://user:secret@host:6380/1?ssl_cert_reqs=none", "rediss://…@host:6380/1"),
+        ("redis://host/0?password=secret", "redis://host/0"),
+        ("unix:///run/redis.sock?db=2&password=secret", "unix:///run/redis.sock"),
+    ],
+)
+def test_no_password_is_shown(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_a_server_that_is_not_there_is_an_error_in_one_line_only_when_it_is_needed() -> None:
+    port = free_port("127.0.0.1")
+    store = RedisStore(f"redis://:secret@127.0.0.1:{port}/0")
+    with pytest.raises(StoreError, match=r"^state store redis://…@127\.0\.0\.1:\d+/0: [^\n]*refused[^\n]*$"):
+        store.sessions()
+    store.close()
+
+
+def test_a_wrong_password_is_said_to_be_one(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as secured:
+        with secured.client() as client:
+            client.config_set("requirepass", "right")
+        store = RedisStore(secured.url.replace("redis://", "redis://:wrong@"))
+        with pytest.raises(StoreError, match=r"(?i)password|auth"):
+            store.save_session(session("a"))
+        store.close()
+        store = RedisStore(secured.url.replace("redis://", "redis://:right@"))
+        store.save_session(session("a"))
+        store.close()
+
+
+def test_a_frozen_server_costs_no_more_than_the_timeout(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as frozen:
+        store = RedisStore(frozen.url, timeout_seconds=0.3)
+        store.save_session(session("a"))
+        frozen.freeze()
+        for ask in (lambda: store.epoch, lambda: store.add_event("a", event(1)), store.sessions):
+            began = time.monotonic()
+            with pytest.raises(StoreError, match=r"(?i)time"):
+                ask()
+            assert time.monotonic() - began < 3.0  # ten times the timeout
+        frozen.thaw()
+        assert store.sessions() == [session("a")]
+        store.close()
+
+
+def test_a_server_started_anew_is_another_epoch(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        store = RedisStore(server.url)
+        store.save_session(session("a"))
+        epoch = store.epoch
+        server.save()
+        server.kill()
+        server.start()
+        asked = None
+        for _ in range(2):  # the first may find its connection broken
+            try:
+                asked = store.epoch
+            except StoreError:
+                continue
+        assert asked not in (None, epoch)
+        assert store.sessions() == [session("a")]
+        assert store.epoch == asked
+        store.close()
+
+
+def test_keys_that_were_deleted_are_another_epoch(redis_url: str, server: RedisServer) -> None:
+    store = RedisStore(redis_url)
+    store.save_session(session("a"))
+    epoch = store.epoch
+    with server.client() as client:
+        client.flushall()
+    store.save_session(session("a"))
+    assert store.epoch != epoch
+    store.close()
+
+
+def test_a_later_layout_is_left_alone(redis_url: str, server: RedisServer) -> None:
+    with server.client() as client:
+        client.set(Keys.version, "99")
+    store = RedisStore(redis_url)
+    with pytest.raises(StoreError, match="later release"):
+        store.save_session(session("a"))
+    store.close()
+    with server.client() as client:
+        assert client.keys("*") == [Keys.version]
+
+
+def test_a_full_server_is_a_store_error(redis_url: str, server: RedisServer) -> None:
+    store = RedisStore(redis_url)
+    store.save_session(session("a"))
+    with server.client() as client:
+        client.config_set("maxmemory", "1")
+        with pytest.raises(StoreError, match="maxmemory"):
+            store.save_session(session("b"))
+        client.config_set("maxmemory", "0")
+    store.save_session(session("b"))
+    store.close()
+
+
+def test_every_key_has_the_prefix(redis_url: str, server: RedisServer) -> None:
+    store = RedisStore(redis_url)
+    store.rewrite(session("a"), [{}], [event(1)], [TelemetryRecord(1, 1.0, {})])
+    with server.client() as client:
+        assert sorted(client.keys("*")) == sorted(  # pyright: ignore
+            f"cryoflux:{name}"
+            for name in ("sessions", "session:a", "session:a:configurations", "session:a:events",
+                         "session:a:telemetry", "version")
+        )  # fmt: skip
+    store.close()
+
+
 # ---- the embedded store's own
+
+
+def test_a_file_of_the_release_before_is_taken_over_but_for_its_telemetry(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    EmbeddedStore(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE telemetry")
+    connection.execute("CREATE TABLE telemetry (session TEXT, at REAL, document TEXT)")
+    connection.execute("INSERT INTO telemetry VALUES ('a', 1.0, '{}')")
+    connection.execute("INSERT INTO sessions VALUES ('a', 1.0, 'completed', '{}')")
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    connection.close()
+    store = EmbeddedStore(path)
+    assert [record.id for record in store.sessions()] == ["a"]
+    assert store.telemetry("a") == []
+    store.add_telemetry("a", TelemetryRecord(1, 2.0, {}))
+    assert store.telemetry("a") == [TelemetryRecord(1, 2.0, {})]
+    store.close()
 
 
 def test_a_file_that_is_no_store_is_refused_in_one_line(tmp_path: Path) -> None:
