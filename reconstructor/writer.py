@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,9 +65,11 @@ class ResultsWriter:
     ----------
     worker : str
         Name of this worker's journal and archive; never used before in this folder.
+    keep_measurements : bool
+        False: they are kept elsewhere already.
     """
 
-    def __init__(self, start: Start, worker: str) -> None:
+    def __init__(self, start: Start, worker: str, *, keep_measurements: bool = True) -> None:
         self._output = Path(start.output)
         self._output.mkdir(parents=True, exist_ok=True)
         self._worker = worker
@@ -77,24 +80,28 @@ class ResultsWriter:
         self._recovered = os.open(self._output / RECOVERED, os.O_RDWR | os.O_CREAT, 0o644)
         if os.fstat(self._recovered).st_size < HEADER_BYTES:
             os.pwrite(self._recovered, header, 0)
-        self._archive = ArchiveWriter(self._output, worker)
-        self._archive.append(start)
+        self._archive = ArchiveWriter(self._output, worker) if keep_measurements else None
+        if self._archive is not None:
+            self._archive.append(start)
         self._configurations: dict[str, Span] = {}
         self._journal = JournalWriter(self._output, worker)
         self._sync_folders()
 
     def configure(self, notice: ConfigurationNotice) -> None:
         """Keep a configuration with the measurements that were taken with it."""
-        self._configurations[notice.configuration["config_id"]] = self._archive.append(notice)
+        if self._archive is not None:
+            self._configurations[notice.configuration["config_id"]] = self._archive.append(notice)
 
     def write(self, group: Sequence[Results]) -> None:
         """Write blocks, durably: when this returns they may be acknowledged."""
-        spans: list[Span] = []
+        spans: list[Span | None] = []
         for results in group:
             self._write_slots(results)
-            spans.append(self._archive.append(results.header, results.buffers))
+            archive = self._archive
+            spans.append(None if archive is None else archive.append(results.header, results.buffers))
         os.fsync(self._recovered)
-        self._archive.sync()
+        if self._archive is not None:
+            self._archive.sync()
         # only now, so that a line in a journal means that the frame is there
         for results, span in zip(group, spans, strict=True):
             self._journal.append(self._lines(results, span))
@@ -103,7 +110,8 @@ class ResultsWriter:
     def close(self) -> None:
         """Close all files."""
         self._journal.close()
-        self._archive.close()
+        if self._archive is not None:
+            self._archive.close()
         os.close(self._recovered)
 
     def __enter__(self) -> Self:
@@ -122,7 +130,7 @@ class ResultsWriter:
                 written = os.pwrite(self._recovered, data, at)
                 data, at = data[written:], at + written
 
-    def _lines(self, results: Results, span: Span) -> Iterator[tuple[Any, ...]]:
+    def _lines(self, results: Results, span: Span | None) -> Iterator[tuple[Any, ...]]:
         header = results.header
         for row, free_residual in zip(results.rows, results.free_residual, strict=True):
             frame, acquired_at = header.frame_ids[row], header.acquired_at[row]
@@ -143,14 +151,15 @@ class ResultsWriter:
                 results.psnr.get(frame),
                 results.ssim.get(frame),
                 results.frc_resolution_angstrom.get(frame),
-                span.offset,
-                span.length,
-                self._configurations[header.config_id].offset,
+                None if span is None else span.offset,
+                None if span is None else span.length,
+                None if span is None else self._configurations[header.config_id].offset,
                 json.dumps(metadata, separators=(",", ":")) if metadata else None,
             )
 
     def _sync_folders(self) -> None:
-        for folder in (self._output, self._archive.path.parent, self._output / "journal"):
+        archives = [] if self._archive is None else [self._archive.path.parent]
+        for folder in (self._output, *archives, self._output / "journal"):
             descriptor = os.open(folder, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
@@ -224,7 +233,12 @@ class Summary:
         return self.frames_acquired - self.frames_recovered - sum(self.frames_lost.values())
 
 
-def finalise(output: Path, start: Mapping[str, Any], accounts: Mapping[str, Any]) -> Summary:
+def finalise(
+    output: Path,
+    start: Mapping[str, Any],
+    accounts: Mapping[str, Any],
+    reference: Callable[[int], np.ndarray | None] | None = None,
+) -> Summary:
     """Turn what the workers wrote into results that stand on their own; doing it again changes nothing.
 
     Merges the journals (a frame delivered twice counts once), completes ``recovered.mrcs``, and writes
@@ -238,6 +252,8 @@ def finalise(output: Path, start: Mapping[str, Any], accounts: Mapping[str, Any]
         The detector's answer to *open*: ``shape``, ``pixel_size_angstrom`` and ``optics`` are used.
     accounts : mapping
         The detector's final counters: ``frames_acquired`` and ``frames_lost`` are used.
+    reference : callable, optional
+        Gives a frame that was sent whole, where that is not kept in this folder.
     """
     shape = (int(start["shape"][0]), int(start["shape"][1]))
     pixel_size = float(start["pixel_size_angstrom"])
@@ -246,7 +262,8 @@ def finalise(output: Path, start: Mapping[str, Any], accounts: Mapping[str, Any]
     table, duplicates = read_journals(output)
     if acquired:
         _complete_stack(output / RECOVERED, shape, acquired, pixel_size)
-    references = _write_references(output, table, pixel_size)
+    whole = reference or partial(read_reference, output)
+    references = _write_references(output, table, pixel_size, whole)
     table["reference_slot"] = table["frame_id"].map({frame: k for k, frame in enumerate(references)})
     _write_star(output / STAR, table, start.get("optics") or {})
     with _replacing(output / TABLE) as path:
@@ -297,29 +314,31 @@ def _pread_all(file: int, size: int, offset: int) -> bytearray:
     return data
 
 
-def _write_references(output: Path, table: pd.DataFrame, pixel_size: float) -> list[int]:
+def _write_references(
+    output: Path, table: pd.DataFrame, pixel_size: float, whole: Callable[[int], np.ndarray | None]
+) -> list[int]:
     """The frames also sent whole, in the order of their ids, from the archives; returns the ids."""
     frames: list[int] = table.loc[table["reference"] == 1, "frame_id"].tolist()
     if not frames:
         return []
-    first = _reference(output, frames[0])
+    first = _reference(whole, frames[0])
     with _replacing(output / REFERENCES) as path:
         # one at a time: the references of a day's micrographs are more than memory holds
         shape = (len(frames), *first.shape)
         with mrcfile.new_mmap(path, shape=shape, mrc_mode=mode_from_dtype(first.dtype)) as stack:
             for slot, frame in enumerate(frames):
-                stack.data[slot] = _reference(output, frame)
+                stack.data[slot] = _reference(whole, frame)
             stack.set_image_stack()
             stack.voxel_size = pixel_size
             stack.update_header_stats()
     return frames
 
 
-def _reference(output: Path, frame: int) -> np.ndarray:
+def _reference(whole: Callable[[int], np.ndarray | None], frame: int) -> np.ndarray:
     """A frame whose journal line says that it was sent whole; unsigned bytes widened, which MRC lacks."""
-    reference = read_reference(output, frame)
+    reference = whole(frame)
     if reference is None:
-        raise ValueError(f"{output}: frame {frame} is a reference but was not sent whole")
+        raise ValueError(f"frame {frame} is a reference but was not sent whole")
     return reference.astype(np.uint16) if reference.dtype == np.uint8 else reference
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,27 @@ def summary(account: Mapping[str, Any], output: Path) -> None:
     console.print()
     for name, value in rows.items():
         console.print(f"[bold]{name:>9}[/]  {escape(value)}")
+    _configurations_table(console, account, output)
+
+
+def recovered_summary(account: Mapping[str, Any], output: Path, *, found: int, seconds: float) -> None:
+    """What a recovery of recorded measurements gave, and how fast."""
+    console = _console()
+    frames = account["frames"]
+    lost = f", {frames['lost']} lost" if frames["lost"] else ", none lost"
+    fresh = frames["recovered"] - found
+    before = f", {found} of them before" if found else ""
+    console.print()
+    for name, value in {
+        "frames": f"{frames['acquired']} acquired, {frames['recovered']} recovered{before}{lost}",
+        "speed": f"{fresh} frames in {seconds:.1f} s: {fresh / max(seconds, 1e-9):.1f} frames/s",
+        "quality": _quality(account["quality"]) or "no reference frames",
+    }.items():
+        console.print(f"[bold]{name:>9}[/]  {escape(value)}")
+    _configurations_table(console, account, output)
+
+
+def _configurations_table(console: Console, account: Mapping[str, Any], output: Path) -> None:
     table = Table(box=box.SIMPLE, pad_edge=False)
     for heading in ("from", "frames", "C", "mask", "PSNR dB", "SSIM", "FRC Å", "free"):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "mask" else "right")
@@ -151,6 +173,39 @@ def counting(what: str, total: int) -> Generator[Callable[[int], None], None, No
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+@contextmanager
+def recovering(total: int, done: int) -> Generator[Callable[[int], None], None, None]:
+    """A progress bar with rate and time left; where there is no terminal, a line now and then."""
+    console = Console(stderr=True, highlight=False)
+    before, line_at = done, time.monotonic() + LINE_EVERY_SECONDS
+    began: float | None = None  # the first frames, for the processes take their time to start
+
+    def figures(done: int) -> str:
+        rate = 0.0 if began is None else (done - before) / max(time.monotonic() - began, 1e-9)
+        left = (total - done) / rate if rate > 0 else None
+        return f"{done}/{total}  {rate:.1f} frames/s" + (
+            f"  {timedelta(seconds=round(left))} left" if left is not None else ""
+        )
+
+    bar = Progress(
+        TextColumn("recovering"), BarColumn(), TextColumn("{task.fields[figures]}"),
+        console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=total, completed=done, figures=figures(done))
+
+        def report(done: int) -> None:
+            nonlocal began, before, line_at
+            if began is None:
+                began, before = time.monotonic(), done
+            bar.update(task, completed=done, figures=figures(done))
+            if not console.is_terminal and time.monotonic() >= line_at:
+                line_at = time.monotonic() + LINE_EVERY_SECONDS
+                console.print(f"recovering {figures(done)}")
+
+        yield report
 
 
 def curl(address: str, factor: float) -> str:

@@ -1,101 +1,188 @@
-"""``cryoflux recover``: the measurements of a session recovered again, into a folder of their own."""
+"""``cryoflux recover``: a session's measurements recovered once more, by several processes, elsewhere.
+
+What is durable stands in the journals, as in a live session; so when it is killed and started again with the
+same options, it goes on with the frames that are in none. ``recovery.json`` says which options those are.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
+from common.archive import BrokenArchive
 from common.session import RecoverySpec
 from common.settings import Settings
-from common.wire.messages import ConfigurationNotice, Frames, MalformedMessage
-from reconstructor.archive import Record, archives, read_start, records
-from reconstructor.batches import Block, Recoverer, RecoveryChoice
+from common.wire.control import error_line
+from common.wire.messages import ConfigurationNotice, Start
+from reconstructor.batches import Recoverer, RecoveryChoice
+from reconstructor.journal import read_journals
+from reconstructor.recorded import ArchiveRecording, FolderRecording, Recording, Unit
 from reconstructor.writer import ResultsWriter, Summary, finalise
 from services.control_plane.metrics import ConfigurationFigures, final_quality, mean_quality
 from services.control_plane.report import FILE, write_report
 from services.control_plane.session import recovery_id
+from services.display import Display, recovered_summary, recovering
+from services.failure import CannotRun, WrongOption
+from services.lifeline import end_with
+from services.live import prepare_output
 
-WORKER = "recover"
+PLAN = "recovery.json"
+LOCK = ".recovery.lock"
+MOST_WORKERS = 16
+
+Progress = Callable[[int], None]
 
 
-class NothingToRecover(ValueError):
-    """A folder without the measurements of a session."""
+@dataclass(frozen=True)
+class Recovered:
+    """What came of it."""
+
+    account: dict[str, Any]  # as session.json has it
+    frames: int  # recovered in this run
+    found: int  # had been recovered before it
+
+
+def recorded(source: Path) -> tuple[Recording, dict[str, Any]]:
+    """A folder's or an archive's measurements, and the account of its session, as far as it is known.
+
+    Raises
+    ------
+    CannotRun
+        In one line, if there is nothing that can be recovered.
+    """
+    try:
+        if not source.exists():
+            raise WrongOption(f"{source}: no such folder or file")
+        if not source.is_dir():
+            archive = ArchiveRecording(source)
+            return archive, archive.account
+        account = json.loads((source / FILE).read_text())
+        return FolderRecording(source, account), account
+    except (OSError, json.JSONDecodeError) as error:
+        if source.is_dir():
+            raise WrongOption(f"{source}: no finished session ({FILE} cannot be read)") from error
+        raise WrongOption(f"{source}: {error_line(error)}") from error
+    except BrokenArchive as error:
+        raise WrongOption(str(error)) from error
 
 
 def recover_again(
-    session: Path,
+    source: Path,
     output: Path,
     spec: RecoverySpec,
     *,
     settings: Settings,
-    progress: Callable[[int], None],
-) -> dict[str, Any]:
-    """Recover every frame of a finished session once more; the new account, as ``session.json`` has it.
+    workers: int | None = None,
+    overwrite: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], Any],
+) -> Recovered:
+    """Recover every frame of a recorded session, or those that an earlier run with the same options left.
 
     Parameters
     ----------
-    session, output : Path
-        Folder of the session's results, and of the new ones.
+    source : Path
+        Folder of a finished session, or an archive.
+    workers : int, optional
+        Processes; else one a core, or one where there is a GPU.
+    tell : callable
+        Told, in one line, of what the user should know.
     progress : callable
-        Told how many frames are recovered.
+        ``progress(frames, of which done)`` gives a context in which one reports how many are done.
 
     Raises
     ------
-    NothingToRecover
-        If there are no measurements, or the session was not finished.
+    CannotRun
+        In one line.
     """
-    account = read_account(session)
-    try:
-        start = read_start(session)
-        if start is None:
-            raise NothingToRecover(f"{session}: there are no measurements")
-        start = msgspec.structs.replace(start, output=str(output.absolute()))
-        began, done = time.monotonic(), 0
-        recoverer = Recoverer(torch_device(settings), settings.batch_pixels)
-        recoverer.start(start)
+    output = output.absolute()
+    if output == source.absolute():
+        raise WrongOption("--output: is the session's own folder; name another one")
+    recording, known = recorded(source)
+    with recording:
         choice = RecoveryChoice(spec, recovery_id(spec))
-        lost: dict[str, int] = {}
-        with ResultsWriter(start, WORKER) as writer:
-            for batch in _batches(session, recoverer, writer):
-                outcomes = recoverer.recover(batch, choice)
-                writer.write([outcome.results for outcome in outcomes if outcome.results is not None])
-                for outcome in outcomes:
-                    for reason in outcome.rejected.values():
-                        lost[reason] = lost.get(reason, 0) + 1
-                done += sum(len(block.header.frame_ids) for block in batch)
-                progress(done)
-    except MalformedMessage as error:
-        raise NothingToRecover(str(error)) from error
-    for reason, count in account["frames"]["lost_by_reason"].items():
-        lost[reason] = lost.get(reason, 0) + count
-    accounts = {"frames_acquired": account["frames"]["acquired"], "frames_lost": lost}
-    summary = finalise(output, msgspec.structs.asdict(start), accounts)
-    account = _account(account, summary, choice, session, time.monotonic() - began)
-    write_report(account, output)
-    return account
+        if recording.message:
+            tell(recording.message)
+        plan = {
+            "source": str(source.absolute()),
+            "series": recording.start.series,
+            "frames": sum(len(unit.frame_ids) for unit in recording.units()),
+            "method": spec.method,
+            "parameters": spec.model_dump(mode="json")["parameters"],
+            "free_share": spec.free_share,
+            "software": f"cryoflux {version('cryoflux')}",
+        }
+        with _folder(output, plan, overwrite=overwrite):
+            began = time.monotonic()
+            there = set(read_journals(output)[0]["frame_id"].tolist())
+            left = [
+                (unit, frames)
+                for unit in recording.units()
+                if (frames := [frame for frame in unit.frame_ids if frame not in there])
+            ]
+            if there and left:
+                tell(f"{output}: {len(there)} frames are there already; going on with the others")
+            start = msgspec.structs.replace(
+                recording.start, output=str(output), frames_expected=recording.frames_acquired
+            )
+            task = _Task(
+                source, dict(known), msgspec.msgpack.encode(start), choice, settings.model_dump(mode="json")
+            )
+            with progress(plan["frames"], len(there)) as done:
+                lost = Counter(_in_parallel(task, left, _processes(settings, workers), done, len(there)))
+            lost.update(recording.lost_by_reason)
+            accounts = {"frames_acquired": recording.frames_acquired, "frames_lost": dict(lost)}
+            summary = finalise(output, msgspec.structs.asdict(start), accounts, recording.reference)
+            account = _account(
+                known or _unknown(recording), summary, choice, source, time.monotonic() - began
+            )
+            write_report(account, output)
+    return Recovered(account, summary.frames_recovered - len(there), len(there))
 
 
-def read_account(session: Path) -> dict[str, Any]:
-    """The account of a finished session.
-
-    Raises
-    ------
-    NothingToRecover
-        If there is none.
-    """
-    try:
-        account: dict[str, Any] = json.loads((session / FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise NothingToRecover(f"{session}: no finished session ({FILE} cannot be read)") from error
-    if not archives(session):
-        raise NothingToRecover(f"{session}: there are no measurements")
-    return account
+def recover_shown(
+    source: Path,
+    output: Path | None,
+    spec: RecoverySpec,
+    *,
+    settings: Settings,
+    workers: int | None,
+    overwrite: bool,
+) -> int:
+    """Recover, and show how it goes; without an output folder, into one beside the source."""
+    began = time.monotonic()
+    stem = source.absolute().stem if source.is_file() else source.absolute().name
+    folder = output or source.absolute().with_name(f"{stem}-{spec.method}")
+    done = recover_again(
+        source,
+        folder,
+        spec,
+        settings=settings,
+        workers=workers,
+        overwrite=overwrite,
+        tell=Display().warn,
+        progress=recovering,
+    )
+    recovered_summary(done.account, folder, found=done.found, seconds=time.monotonic() - began)
+    return 0
 
 
 def torch_device(settings: Settings) -> torch.device:
@@ -105,35 +192,188 @@ def torch_device(settings: Settings) -> torch.device:
     return torch.device(settings.device)
 
 
-def _batches(session: Path, recoverer: Recoverer, writer: ResultsWriter) -> Iterator[Sequence[Block]]:
-    """Blocks of one configuration, as many as are recovered together."""
-    for path in archives(session):
-        waiting: list[Block] = []
-        for record in records(path):
-            match record.message:
-                case ConfigurationNotice() as notice:
-                    if recoverer.configure(notice):
-                        writer.configure(notice)
-                case Frames() as header:
-                    block = _block(header, record)
-                    frames = sum(len(other.header.frame_ids) for other in [*waiting, block])
-                    same = all(other.header.config_id == header.config_id for other in waiting)
-                    if waiting and (not same or frames > recoverer.frames_per_batch):
-                        yield waiting
-                        waiting = []
-                    waiting.append(block)
-                case _:
-                    pass
-        if waiting:
-            yield waiting
+# ---- the folder -----------------------------------------------------------------------------------------
 
 
-def _block(header: Frames, record: Record) -> Block:
-    return Block(header, [memoryview(record.buffer(part)) for part in range(len(record.payloads))])
+@contextmanager
+def _folder(output: Path, plan: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
+    """The results folder: new, or of an earlier run with the same options; nobody else writes to it."""
+    path = output / PLAN
+    before = _read_plan(path)
+    if before is None or overwrite:
+        prepare_output(output, overwrite=overwrite)
+    else:
+        for name in plan:
+            if before.get(name) != plan[name]:
+                raise WrongOption(
+                    f"--output: {output} holds a recovery with another {name} "
+                    f"({before.get(name)!s:.60} there, {plan[name]!s:.60} now); "
+                    "name another folder or give --overwrite"
+                )
+    try:
+        lock = os.open(output / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise WrongOption(f"--output: {output}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise WrongOption(f"--output: another recovery writes to {output}") from None
+        temporary = output / f".{os.getpid()}-{PLAN}"
+        temporary.write_text(json.dumps(plan, indent=2) + "\n")
+        temporary.replace(path)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _read_plan(path: Path) -> dict[str, Any] | None:
+    try:
+        plan = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) else None
+
+
+# ---- the processes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every process must know."""
+
+    source: Path
+    account: dict[str, Any]
+    start: bytes
+    choice: RecoveryChoice
+    settings: dict[str, Any]
+
+
+def _processes(settings: Settings, workers: int | None) -> int:
+    cores = os.cpu_count() or 1
+    if workers is not None:
+        return workers
+    return 1 if torch_device(settings).type != "cpu" else min(cores, MOST_WORKERS)
+
+
+def _in_parallel(
+    task: _Task, left: list[tuple[Unit, list[int]]], processes: int, progress: Progress, done: int
+) -> dict[str, int]:
+    """Recover units of work; reasons of the frames that could not be."""
+    lost: Counter[str] = Counter()
+    if not left:
+        return lost
+    processes = min(processes, len(left))
+    threads = task.settings.get("threads") or max(1, (os.cpu_count() or 1) // processes)
+    pool = ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(task, threads, os.getpid()),
+    )
+    waiting: set[Future[tuple[int, dict[int, str]]]] = set()
+    try:
+        waiting.update(pool.submit(_recover, unit, frames) for unit, frames in left)
+        for future in as_completed(waiting):
+            count, rejected = future.result()
+            lost.update(rejected.values())
+            done += count
+            progress(done)
+    except BrokenProcessPool as error:
+        raise CannotRun(
+            "a recovery process was killed or could not begin; the same command goes on where this stopped"
+        ) from error
+    except KeyboardInterrupt:
+        raise CannotRun("interrupted; the same command goes on where this stopped", 130) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return lost
+
+
+class _Process:
+    """One of the processes: its recording, its recoverer and its files."""
+
+    def __init__(self, task: _Task) -> None:
+        settings = Settings.model_validate(task.settings)
+        start = msgspec.msgpack.decode(task.start, type=Start)
+        self.choice = task.choice
+        self.recording: Recording = (
+            FolderRecording(task.source, task.account)
+            if task.source.is_dir()
+            else ArchiveRecording(task.source)
+        )
+        self.recoverer = Recoverer(torch_device(settings), settings.batch_pixels)
+        self.recoverer.start(start)
+        name = f"recover-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.writer = ResultsWriter(start, name, keep_measurements=False)
+        for configuration in self.recording.configurations():
+            notice = ConfigurationNotice(configuration=configuration.model_dump(mode="json"))
+            self.recoverer.configure(notice)
+
+
+_process: _Process | None = None
+
+
+def _begin(task: _Task, threads: int, parent: int) -> None:
+    global _process
+    end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    torch.set_num_threads(threads)
+    _process = _Process(task)
+
+
+def _recover(unit: Unit, frames: list[int]) -> tuple[int, dict[int, str]]:
+    """Recover frames of a unit and make them durable: how many were, and why the others were not."""
+    assert _process is not None
+    try:
+        block = _process.recording.block(unit, frames)
+    except (OSError, ValueError) as error:
+        return 0, dict.fromkeys(frames, error_line(error))
+    outcome = _process.recoverer.recover([block], _process.choice)[0]
+    if outcome.results is None:
+        return 0, outcome.rejected
+    _process.writer.write([outcome.results])
+    return len(outcome.results.rows), outcome.rejected
+
+
+# ---- the account ----------------------------------------------------------------------------------------
+
+
+def _unknown(recording: Recording) -> dict[str, Any]:
+    """An account of a session of which nothing is known but its measurements."""
+    start = recording.start
+    frames: dict[str, list[int]] = {}
+    for unit in recording.units():
+        frames.setdefault(unit.config_id, []).extend(unit.frame_ids)
+    known = sum(map(len, frames.values()))
+    return {
+        "session": start.session,
+        "state": "recovered",
+        "error": None,
+        "frames": {"acquired": recording.frames_acquired},
+        "bytes": {"raw": known * start.shape[0] * start.shape[1] * np.dtype(start.dtype).itemsize},
+        "configurations": [
+            {
+                **configuration.model_dump(
+                    mode="json",
+                    include={"config_id", "mask", "compression_factor", "printed_compression_factor"},
+                ),
+                "error_bound": configuration.codec.error_bound,
+                "first_frame": min(frames.get(configuration.config_id, []), default=None),
+                "frames": len(frames.get(configuration.config_id, [])),
+            }
+            for configuration in recording.configurations()
+        ],
+        "calibration": start.calibration,
+        "shape": list(start.shape),
+        "dtype": start.dtype,
+        "pixel_size_angstrom": start.pixel_size_angstrom,
+        "optics": start.optics,
+    }
 
 
 def _account(
-    account: Mapping[str, Any], summary: Summary, choice: RecoveryChoice, session: Path, seconds: float
+    account: Mapping[str, Any], summary: Summary, choice: RecoveryChoice, source: Path, seconds: float
 ) -> dict[str, Any]:
     """The session's account with what this recovery changed."""
     judged = final_quality(summary.quality)
@@ -148,10 +388,11 @@ def _account(
     }
     return {
         **account,
-        "recovered_from": str(session.absolute()),
+        "recovered_from": str(source.absolute()),
         "recovery_seconds": seconds,
         "frames": {
             **account["frames"],
+            "acquired": summary.frames_acquired,
             "recovered": summary.frames_recovered,
             "lost": sum(summary.frames_lost.values()),
             "lost_by_reason": summary.frames_lost,
