@@ -1,7 +1,8 @@
 """Every setting, in one place: default < configuration file < environment ``CRYOFLUX_*`` < command line.
 
 The file is named by ``CRYOFLUX_CONFIG`` (TOML, or YAML by its suffix) and may hold any of the fields below.
-A session's own choices (source, mask, rate, recovery) are not settings: see ``common.session``.
+A session's own choices (source, mask, rate, recovery) are not settings: see ``common.session``. What the
+table ``session`` says of them holds for commands that start sessions, where an option says nothing else.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import socket
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
     YamlConfigSettingsSource,
 )
@@ -41,7 +44,8 @@ class Settings(BaseSettings):
     http_host: str = Field("127.0.0.1", description="REST interface")
     http_port: int = Field(8000, ge=0, le=65535, description="REST interface; 0: any free port")
     state: str = Field(
-        "cryoflux.sqlite", description="state store: a file for the embedded one, or redis://host:port/number"
+        "cryoflux.sqlite",
+        description="state store: a file for the embedded one, or redis://host:port/number (rediss://, unix://)",
     )
     results: str = Field("output", description="folder of sessions that do not name their own")
 
@@ -84,6 +88,20 @@ class Settings(BaseSettings):
         16_777_216, ge=1, description="pixels recovered at a time: 1024 particles, or one micrograph"
     )
 
+    # ---- sessions started from the command line
+    session: dict[str, Any] = Field(
+        default_factory=dict, description="what they are unless an option says otherwise, as REST takes it"
+    )
+
+    @field_validator("session")
+    @classmethod
+    def _is_a_session(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value:
+            from common.session import SessionSpec  # takes its time, and most processes have no use for it
+
+            SessionSpec.model_validate(value)
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -94,13 +112,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """First wins: command line, environment, configuration file."""
-        file = os.environ.get(CONFIG_VARIABLE)
-        if not file:
-            return init_settings, env_settings
-        kind = (
-            YamlConfigSettingsSource if Path(file).suffix in (".yaml", ".yml") else TomlConfigSettingsSource
-        )
-        return init_settings, env_settings, kind(settings_cls, Path(file))
+        file = _file_source(settings_cls)
+        return (init_settings, env_settings) if file is None else (init_settings, env_settings, file)
 
     @classmethod
     def load(cls, **command_line: Any) -> Self:
@@ -118,10 +131,28 @@ class Settings(BaseSettings):
             return cls(**{name: value for name, value in command_line.items() if value is not None})
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
+            place = first["loc"]
+            inner = first.get("ctx", {}).get("error")
+            if isinstance(inner, ValidationError):  # of the session's table
+                first = inner.errors()[0]
+                place += first["loc"]
+            name = ".".join(str(part) for part in place)
             raise ValueError(f"setting {name}: {first['msg']}, got {first['input']!r}") from error
+        except SettingsError as error:  # a variable that should be JSON
+            raise ValueError(" ".join(str(error).split())) from error
         except Exception as error:  # TOML and YAML readers have each their own kinds
             raise ValueError(f"{CONFIG_VARIABLE}: {file}: {' '.join(str(error).split())}") from error
+
+    @classmethod
+    def origins(cls) -> dict[str, Literal["default", "file", "environment"]]:
+        """Where each setting comes from; what the command line says is not known here."""
+        file = _file_source(cls)
+        in_file = file() if file is not None else {}
+        in_environment = EnvSettingsSource(cls)()
+        return {
+            name: "environment" if name in in_environment else "file" if name in in_file else "default"
+            for name in cls.model_fields
+        }
 
     @property
     def worker_threads(self) -> int:
@@ -136,3 +167,12 @@ class Settings(BaseSettings):
         if bound.startswith("tcp://") and host in ("0.0.0.0", "*", "[::]"):
             return f"tcp://{socket.gethostname()}:{port}"
         return bound
+
+
+def _file_source(settings: type[BaseSettings]) -> PydanticBaseSettingsSource | None:
+    """What reads the configuration file, if one is named."""
+    file = os.environ.get(CONFIG_VARIABLE)
+    if not file:
+        return None
+    yaml = Path(file).suffix in (".yaml", ".yml")
+    return (YamlConfigSettingsSource if yaml else TomlConfigSettingsSource)(settings, Path(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from services.failure import CannotRun, WrongOption, fail
-from services.options import PlaceOptions, RecoveryOptions, SessionOptions, SpecimenOptions, spread
+from services.listing import Command, Group
+from services.options import (
+    LOG_FORMATS,
+    LOG_LEVELS,
+    PlaceOptions,
+    RecoveryOptions,
+    SessionOptions,
+    SpecimenOptions,
+    microscope,
+    spread,
+)
 
 if TYPE_CHECKING:
     from common.settings import Settings
@@ -20,15 +31,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="cryoflux",
+    cls=Group,
     help="Live compressive cryo-EM: a mask in the beam, far fewer numbers on the wire, images recovered "
     "while the session runs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
-RUN, STEER, FILES, PARTS = "Run", "Steer what runs", "Simulate and recover", "Parts, for a cluster"
+RUN, STEER, FILES = "Run", "Steer the session that runs", "Simulate and recover"
+SETTINGS, PARTS = "Settings", "Parts, for a cluster"
 
 
 def main() -> NoReturn:
@@ -53,11 +65,36 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings, TOML or YAML.")] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT", help="human or json.", show_default="human", autocompletion=LOG_FORMATS
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="debug, info, warning or error.",
+            show_default="info",
+            autocompletion=LOG_LEVELS,
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    if config is not None and not config.is_file():
+        fail("--config", CannotRun(f"no such file: {config}"))
+        raise typer.Exit(2)
+    # by the environment, so that it reaches the processes that a command starts
+    given = {"log_format": log_format, "log_level": log_level}
+    context.obj = {name: value for name, value in given.items() if value is not None}
+    os.environ.update({f"CRYOFLUX_{name.upper()}": value for name, value in context.obj.items()})
+    if config is not None:
+        os.environ["CRYOFLUX_CONFIG"] = str(config.absolute())
 
 
 # ---- whole sessions ------------------------------------------------------------------------------------
@@ -65,12 +102,14 @@ def _options(
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the session in that folder.")]
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(cls=Command, rich_help_panel=RUN)
 @spread
 def live(
     session: SessionOptions,
     place: PlaceOptions,
-    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("output"),
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Of the results.", show_default="output")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> int:
     """Run a whole session on this machine.
@@ -84,26 +123,32 @@ def live(
     return _steered("live", lambda: run(_plan(session, output), _place(place), overwrite=overwrite))
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(cls=Command, rich_help_panel=RUN)
 @spread
 def serve(
     place: PlaceOptions,
     results: Annotated[
         Path | None,
-        typer.Option(help="Folder of sessions that do not name their own.", show_default="output"),
+        typer.Option(
+            metavar="FOLDER", help="Folder of sessions that do not name their own.", show_default="output"
+        ),
     ] = None,
     state: Annotated[
         str | None,
-        typer.Option(help="State store: a file, or redis://host:port/0.", show_default="cryoflux.sqlite"),
+        typer.Option(metavar="STORE", help="A file, or redis://host:port/0.", show_default="cryoflux.sqlite"),
     ] = None,
     logs: Annotated[
-        Path | None, typer.Option(help="Folder of the logs, one a process.", show_default="RESULTS/logs")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder of the logs, one a process.", show_default="RESULTS/logs"
+        ),
     ] = None,
 ) -> int:
-    """Keep a control plane, a detector and workers running; sessions come from the console or by REST.
+    """Keep everything running, for sessions from the console.
 
-    Everything runs on this machine until Ctrl-C. A session that runs then is stopped first, and its results
-    are finished.
+    A control plane, a detector and workers run on this machine until Ctrl-C. Sessions are started in the
+    console, with 'cryoflux start' or by REST; one that runs at the end is stopped first, and its results are
+    finished.
     """
 
     def run() -> int:
@@ -115,11 +160,13 @@ def serve(
     return _steered("serve", run)
 
 
-Url = Annotated[str, typer.Option(help="The control plane.", envvar="CRYOFLUX_URL")]
+Url = Annotated[
+    str, typer.Option(help="The control plane.", metavar="URL", envvar="CRYOFLUX_URL", show_envvar=False)
+]
 LOCAL = "http://127.0.0.1:8000"
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(cls=Command, rich_help_panel=RUN)
 @spread
 def start(
     session: SessionOptions,
@@ -127,13 +174,15 @@ def start(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the results, as all workers see it.", show_default="the control plane decides"
+            metavar="FOLDER", help="Results, as all workers see it.", show_default="the control plane decides"
         ),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the session.")] = False,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a detector and a worker.")] = 60.0,
+    wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for a detector and a worker.")
+    ] = 60.0,
 ) -> int:
-    """Start a session where a control plane runs already, and follow it.
+    """Start a session where 'serve' runs, and follow it.
 
     Ctrl-C stops the session: what was acquired is delivered. Ctrl-C again leaves it to itself.
     """
@@ -148,6 +197,55 @@ def start(
     return _steered("start", lambda: run(url, absolute(), wait_seconds=wait, detach=detach))
 
 
+SessionId = Annotated[str, typer.Option("--session", help="Its id.", metavar="ID")]
+
+
+@app.command(cls=Command, rich_help_panel=STEER)
+def status(url: Url = LOCAL, session: SessionId = "current") -> int:
+    """Show whether everything is there, and how the session goes."""
+    from services.client import status as run
+
+    return _steered("status", lambda: run(url, session))
+
+
+@app.command(cls=Command, rich_help_panel=STEER)
+def pause(url: Url = LOCAL, session: SessionId = "current") -> int:
+    """Expose nothing until 'resume'."""
+    return _steer("pause", url, session)
+
+
+@app.command(cls=Command, rich_help_panel=STEER)
+def resume(url: Url = LOCAL, session: SessionId = "current") -> int:
+    """Expose again."""
+    return _steer("resume", url, session)
+
+
+@app.command(cls=Command, rich_help_panel=STEER)
+def stop(url: Url = LOCAL, session: SessionId = "current") -> int:
+    """End the session; what was acquired is delivered."""
+    return _steer("stop", url, session)
+
+
+@app.command(cls=Command, rich_help_panel=STEER)
+def change(
+    compression: Annotated[
+        float, typer.Option("--compression", help="C: the nearest setting of the mask in force is taken.")
+    ],
+    url: Url = LOCAL,
+    session: SessionId = "current",
+) -> int:
+    """Change the compression factor while frames flow."""
+    from services.client import change as run
+
+    return _steered("change", lambda: run(url, session, compression))
+
+
+def _steer(verb: str, url: str, session: str) -> int:
+    from services.client import steer
+
+    return _steered(verb, lambda: steer(url, session, verb))
+
+
 def _absolute(path: str | None) -> str | None:
     """A file here, as processes with another working folder find it."""
     return str(Path(path).absolute()) if path is not None and Path(path).exists() else path
@@ -157,13 +255,11 @@ def _plan(options: SessionOptions, output: Path | None) -> Plan:
     from services import specification as wanted
     from services.client import Plan
 
-    spec = wanted.asked(options, None if output is None else str(output))
+    spec = wanted.asked(options, None if output is None else str(output), _settings().session)
     return Plan(spec, [wanted.change(text) for text in options.change or []])
 
 
 def _place(options: PlaceOptions) -> Place:
-    import os
-
     from services.live import Place
 
     settings = _settings(http_host=options.host, http_port=options.port)
@@ -189,19 +285,13 @@ def _steered(command: str, run: Callable[[], int]) -> int:
         return fail(command, error)
 
 
-@app.command(rich_help_panel=FILES)
+@app.command(cls=Command, rich_help_panel=FILES)
 @spread
 def recover(
-    session: Annotated[
-        Path, typer.Argument(metavar="SESSION|ARCHIVE", help="Folder of a finished session, or an archive.")
-    ],
+    session: Annotated[Path, typer.Argument(help="Folder of a finished session.")],
     recovery: RecoveryOptions,
     output: Annotated[
         Path | None, typer.Option(help="New folder; else beside it, with the method's name.")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=256, help="Recovery processes.", show_default="one a core; one on a GPU"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results in that folder.")
@@ -210,27 +300,33 @@ def recover(
 ) -> int:
     """Recover a session again, with another method.
 
-    From the measurements that a finished session kept, or from its archive; the method or its parameters may
-    be others. Interrupted or killed half-way, the same command goes on with the frames that are missing. Of
-    an archive that was cut, everything up to its last whole chunk is recovered.
+    From the measurements that a finished session kept; the method or its parameters may be others.
     """
     from services import specification as wanted
-    from services.rerecovery import recover_shown as run
+    from services.display import counting, summary
+    from services.live import prepare_output
+    from services.rerecovery import NothingToRecover, read_account, recover_again
 
-    return _steered(
-        "recover",
-        lambda: run(
-            session,
-            output,
-            wanted.asked_recovery(recovery),
-            settings=_settings(device=device),
-            workers=workers,
-            overwrite=overwrite,
-        ),
-    )
+    def run() -> int:
+        spec = wanted.asked_recovery(recovery)
+        settings = _settings(device=device)
+        acquired = read_account(session)["frames"]["acquired"]
+        folder = output or session.absolute().with_name(f"{session.absolute().name}-{spec.method}")
+        if folder.absolute() == session.absolute():
+            raise WrongOption("--output: is the session's own folder; name another one")
+        prepare_output(folder, overwrite=overwrite)
+        with counting("recovering", acquired) as progress:
+            account = recover_again(session, folder, spec, settings=settings, progress=progress)
+        summary(account, folder)
+        return 0
+
+    try:
+        return _steered("recover", run)
+    except (NothingToRecover, ValueError) as error:
+        return fail("recover", CannotRun(str(error), exit_code=2))
 
 
-@app.command(rich_help_panel=FILES)
+@app.command(cls=Command, rich_help_panel=FILES)
 def archive(
     session: Annotated[Path, typer.Argument(metavar="SESSION", help="Folder of a session's results.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new HDF5 file, or one left incomplete.")],
@@ -245,24 +341,27 @@ def archive(
     return _steered("archive", lambda: pack(session, file))
 
 
-@app.command(rich_help_panel=FILES)
+@app.command(cls=Command, rich_help_panel=FILES)
 @spread
 def simulate(
     specimen: SpecimenOptions,
-    count: Annotated[int, typer.Option(min=1, help="Frames.")] = 64,
-    output: Annotated[Path, typer.Option(help="Folder; files of the same names are replaced.")] = Path(
-        "simulated"
-    ),
-    particles_per_micrograph: Annotated[int | None, typer.Option(show_default="60")] = None,
-    voltage_kv: Annotated[float | None, typer.Option(show_default="300")] = None,
-    spherical_aberration_mm: Annotated[float | None, typer.Option(show_default="2.7")] = None,
-    amplitude_contrast: Annotated[float | None, typer.Option(show_default="0.07")] = None,
-    defocus_min_um: Annotated[float | None, typer.Option(show_default="0.8")] = None,
-    defocus_max_um: Annotated[float | None, typer.Option(show_default="2.2")] = None,
-    envelope_b_factor: Annotated[float | None, typer.Option(help="Å².", show_default="60")] = None,
-    seed: Annotated[int | None, typer.Option(show_default="0")] = None,
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="Frames.")] = 64,
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Files of the same names are replaced.")
+    ] = Path("simulated"),
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of the specimen.", show_default="0")] = None,
+    particles_per_micrograph: Annotated[int | None, microscope("N", "How many.", "60")] = None,
+    voltage_kv: Annotated[float | None, microscope("KV", "Acceleration.", "300")] = None,
+    spherical_aberration_mm: Annotated[float | None, microscope("MM", "Of the objective.", "2.7")] = None,
+    amplitude_contrast: Annotated[float | None, microscope("SHARE", "Of the contrast.", "0.07")] = None,
+    defocus_min_um: Annotated[float | None, microscope("UM", "Underfocus, least.", "0.8")] = None,
+    defocus_max_um: Annotated[float | None, microscope("UM", "Underfocus, most.", "2.2")] = None,
+    envelope_b_factor: Annotated[float | None, microscope("Å²", "Of the envelope.", "60")] = None,
 ) -> int:
-    """Write simulated particles or micrographs, with clean truth, poses and CTF as RELION 3.1 STAR."""
+    """Write simulated frames with truth, poses and CTF.
+
+    Particles or micrographs as MRC files, with a RELION 3.1 STAR file and the clean truth beside them.
+    """
     from common.session import SpecimenSpec
     from detector_sim.simulate import simulate as write
     from services import specification as wanted
@@ -302,6 +401,45 @@ def simulate(
     return 0
 
 
+# ---- settings -----------------------------------------------------------------------------------------
+
+configuration = typer.Typer(
+    cls=Group, help="Show the settings in force, and what a file of them may say.", no_args_is_help=True
+)
+app.add_typer(configuration, name="config", rich_help_panel=SETTINGS)
+
+
+@configuration.command("show", cls=Command)
+def config_show(context: typer.Context) -> int:
+    """Show the settings in force and where each comes from.
+
+    As a TOML file that says the same.
+
+    Later ones win: default, configuration file (--config or CRYOFLUX_CONFIG), environment (CRYOFLUX_...),
+    option. Passwords in addresses are masked.
+    """
+
+    def run() -> int:
+        settings = _settings(**context.obj)
+        from services.configuration import show
+
+        print(show(settings, context.obj))
+        return 0
+
+    return _steered("config show", run)
+
+
+@configuration.command("schema", cls=Command)
+def config_schema() -> int:
+    """Print the JSON schema of a configuration file, for editors that check while one types."""
+    import json
+
+    from services.configuration import schema
+
+    print(json.dumps(schema(), indent=2))
+    return 0
+
+
 # ---- the parts ------------------------------------------------------------------------------------------
 
 ControlEndpoint = Annotated[
@@ -310,7 +448,7 @@ ControlEndpoint = Annotated[
 Parent = Annotated[int | None, typer.Option(hidden=True)]
 
 
-@app.command(rich_help_panel=PARTS)
+@app.command(cls=Command, rich_help_panel=PARTS)
 def control(
     control_endpoint: ControlEndpoint = None,
     host: Annotated[str | None, typer.Option(help="REST interface.", show_default="127.0.0.1")] = None,
@@ -319,11 +457,13 @@ def control(
     ] = None,
     state: Annotated[
         str | None,
-        typer.Option(help="State store: a file, or redis://host:port/0.", show_default="cryoflux.sqlite"),
+        typer.Option(metavar="STORE", help="A file, or redis://host:port/0.", show_default="cryoflux.sqlite"),
     ] = None,
     results: Annotated[
         str | None,
-        typer.Option(help="Folder of sessions that do not name their own.", show_default="output"),
+        typer.Option(
+            metavar="FOLDER", help="Folder of sessions that do not name their own.", show_default="output"
+        ),
     ] = None,
     parent: Parent = None,
 ) -> int:
@@ -342,7 +482,7 @@ def control(
     )
 
 
-@app.command(rich_help_panel=PARTS)
+@app.command(cls=Command, rich_help_panel=PARTS)
 def detector(
     control_endpoint: ControlEndpoint = None,
     data_bind: Annotated[
@@ -365,7 +505,7 @@ def detector(
     )
 
 
-@app.command(rich_help_panel=PARTS)
+@app.command(cls=Command, rich_help_panel=PARTS)
 def reconstructor(
     name: Annotated[str, typer.Option(help="As it is called in tables and logs.")] = "worker",
     control_endpoint: ControlEndpoint = None,

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from services.display import Display, curl, summary
+from services.display import Display, curl, setting, standing, summary
 from services.failure import CannotRun, WrongOption
 
 if TYPE_CHECKING:
     from common.session import SessionSpec
 
 ANSWER_SECONDS = 180.0  # opening a session may read a large structure, or build a large operator
+CONNECT_SECONDS = 10.0
 LOST_CONTROL_SECONDS = 60.0
 POLL_SECONDS = 0.25
 INTERRUPTED = 130
@@ -73,7 +74,9 @@ class Remote:
             raise WrongOption(f"--url: {address}: http://host:port expected")
         # a proxy that the environment names does not reach this machine
         self._client = httpx.AsyncClient(
-            base_url=url, timeout=ANSWER_SECONDS, trust_env=url.host not in LOOPBACK
+            base_url=url,
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            trust_env=url.host not in LOOPBACK,
         )
 
     async def __aenter__(self) -> Remote:
@@ -88,6 +91,16 @@ class Remote:
         if not answer.is_success:
             raise CannotRun(_reason(answer), exit_code=2 if answer.status_code == 422 else 1)
         return answer.json()
+
+    async def readiness(self) -> Mapping[str, Any]:
+        """Whether sessions can run, ready or not."""
+        answer = await self._client.get("/readyz")
+        try:
+            ready = answer.json()
+            ready["status"], ready["workers"]
+        except (ValueError, KeyError, TypeError):
+            raise CannotRun(f"{self.address} is no control plane: {_reason(answer)}") from None
+        return ready
 
     async def until_ready(self, seconds: float, ending: Ending) -> Mapping[str, Any] | None:
         """Wait for a detector and a worker; how ready it is, or None if the user wants to end first.
@@ -252,6 +265,50 @@ def start(url: str, plan: Plan, *, wait_seconds: float, detach: bool) -> int:
                 for task in (working, leaving):
                     task.cancel()
                 await asyncio.gather(working, leaving, return_exceptions=True)
+
+    return run(work())
+
+
+def status(url: str, session: str) -> int:
+    """Show what is there and how a session goes; 0 if sessions can run."""
+
+    async def work() -> int:
+        async with Remote(url) as remote:
+            ready = await remote.readiness()
+            try:
+                figures = await remote.ask("GET", f"sessions/{session}/metrics")
+            except CannotRun:
+                if session != "current":
+                    raise
+                figures = None  # no session yet
+            standing(ready, figures)
+            return 0 if ready["status"] != "not ready" else 1
+
+    return run(work())
+
+
+def steer(url: str, session: str, verb: str) -> int:
+    """Pause, resume or stop a session."""
+
+    async def work() -> int:
+        async with Remote(url) as remote:
+            answer = await remote.ask("POST", f"sessions/{session}/{verb}")
+            print(f"session {answer['id']} is {answer['state']}")
+            return 0
+
+    return run(work())
+
+
+def change(url: str, session: str, compression: float) -> int:
+    """Change the compression factor."""
+
+    async def work() -> int:
+        async with Remote(url) as remote:
+            answer = await remote.ask(
+                "PATCH", f"sessions/{session}/acquisition", {"compression_factor": compression}
+            )
+            print(setting(answer))
+            return 0
 
     return run(work())
 

@@ -103,8 +103,29 @@ def serving(console: str, address: str, workers: int, results: Path) -> None:
         "results": str(results.absolute()),
         "start": f"cryoflux start --url {address} --frames 600 --rate 20",
     }
-    for name, value in rows.items():
-        _console().print(f"[bold]{name:>9}[/]  {escape(value)}")
+    _table(rows)
+
+
+def standing(ready: Mapping[str, Any], figures: Mapping[str, Any] | None) -> None:
+    """What is there, and how the session goes, if there is one."""
+    there = "detector" if ready["detector"] else "no detector"
+    rows = {"service": f"{ready['status']}: {there}, {_workers(ready['workers'])}"}
+    if ready["detail"]:
+        rows["note"] = ready["detail"]
+    if figures is None:
+        rows["session"] = "none yet"
+    else:
+        rows["session"] = f"{figures['session']}, {figures['state']}"
+        rows["frames"] = f"{_counts(figures)} recovered, {figures['frames']['in_flight']} in flight"
+        rows["figures"] = _figures(figures)
+        if known := [known for known in figures["configurations"] if known["first_frame"] is not None]:
+            rows["mask"] = f"{_mask(known[-1]['mask'])}, C = {_factor(known[-1])}"
+    _table(rows)
+
+
+def setting(answer: Mapping[str, Any]) -> str:
+    """A change of the acquisition, in one line."""
+    return f"{_mask(answer['mask'])}, C = {_factor(answer)} from frame {answer['effective_from_frame']} on"
 
 
 def summary(account: Mapping[str, Any], output: Path) -> None:
@@ -220,6 +241,12 @@ def _console() -> Console:
     """Lines are not broken; a table may be wide where there is no terminal to say how wide."""
     console = Console(highlight=False, soft_wrap=True)
     return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=TABLE_WIDTH)
+
+
+def _table(rows: Mapping[str, str]) -> None:
+    console = _console()
+    for name, value in rows.items():
+        console.print(f"[bold]{name:>9}[/]  {escape(value)}")
 
 
 def _workers(count: int) -> str:

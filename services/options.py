@@ -23,8 +23,29 @@ CAMERA = "Camera and link"
 PLACE = "Where it runs"
 
 
+def _choices(*words: str) -> Any:
+    """The words that shell completion offers for an option's value."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
+LOG_FORMATS = _choices("human", "json")
+LOG_LEVELS = _choices("debug", "info", "warning", "error")
+MASKS = _choices("coded-aperture", "phase-plate", "none")
+PATTERNS = _choices("uniform", "annular", "radial")
+SYMMETRIES = _choices("hermitian", "paper")
+METHODS = _choices("minimum_norm", "wiener", "dct", "wavelet", "tv")
+VALUES = _choices("auto", "float32", "float16", "quantised")
+CODINGS = _choices("auto", "plain", "packed", "bitshuffle-lz4", "bitshuffle-zstd")
+DTYPES = _choices("uint8", "uint16", "float32")
+
+
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
+def microscope(metavar: str, text: str, default: str) -> Any:
+    """An option of the simulated microscope."""
+    return _option("Simulated microscope", text, metavar=metavar, show_default=default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +54,27 @@ class SpecimenOptions:
 
     structure: Annotated[
         str | None,
-        _option(SPECIMEN, "'cage' (built in), or a PDB, mmCIF or MRC file.", show_default="cage"),
+        _option(
+            SPECIMEN, "'cage' (built in), or a PDB, mmCIF or MRC file.", show_default="cage", metavar="NAME"
+        ),
     ] = None
     side: Annotated[
-        int | None, _option(SPECIMEN, "Side of a simulated frame, pixels.", show_default="128")
+        int | None,
+        _option(SPECIMEN, "Side of a simulated frame, pixels.", show_default="128", metavar="PIXELS"),
     ] = None
-    pixel_size: Annotated[float | None, _option(SPECIMEN, "Å; of a file: instead of what it says.")] = None
-    dose: Annotated[float | None, _option(SPECIMEN, "Electrons per Å².", show_default="20")] = None
+    pixel_size: Annotated[
+        float | None, _option(SPECIMEN, "Å; of a file: instead of what it says.", metavar="Å")
+    ] = None
+    dose: Annotated[
+        float | None, _option(SPECIMEN, "Electrons per Å².", show_default="20", metavar="E/Å²")
+    ] = None
     snr: Annotated[
         float | None,
-        _option(SPECIMEN, "Gaussian noise at this signal-to-noise variance ratio, instead of counts."),
+        _option(
+            SPECIMEN,
+            "Gaussian noise at this signal-to-noise variance ratio, instead of counts.",
+            metavar="RATIO",
+        ),
     ] = None
     micrographs: Annotated[
         bool, _option(SPECIMEN, "Whole micrographs with many particles.", "--micrographs")
@@ -59,10 +91,14 @@ class SourceOptions:
             INPUT,
             "'specimen' (simulated), 'pattern' (numbered frames), an MRC, TIFF or STAR file, a folder.",
             show_default="specimen",
+            metavar="SOURCE",
         ),
     ] = None
     watch: Annotated[bool, _option(INPUT, "A folder: wait for new files.", "--watch")] = False
-    dtype: Annotated[str | None, _option(INPUT, "Of a pattern: uint8, uint16 or float32.")] = None
+    dtype: Annotated[
+        str | None,
+        _option(INPUT, "Of a pattern: uint8, uint16 or float32.", autocompletion=DTYPES, metavar="TYPE"),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +106,43 @@ class MaskOptions:
     """What is in the beam."""
 
     mask: Annotated[
-        str | None, _option(MASK, "coded-aperture, phase-plate or none.", show_default="coded-aperture")
+        str | None,
+        _option(
+            MASK,
+            "coded-aperture, phase-plate or none.",
+            show_default="coded-aperture",
+            autocompletion=MASKS,
+            metavar="KIND",
+        ),
     ] = None
-    compression: Annotated[float | None, _option(MASK, "C: the nearest setting of the mask is taken.")] = None
-    kernel: Annotated[int | None, _option(MASK, "Coded aperture: K.", show_default="4")] = None
-    masks: Annotated[int | None, _option(MASK, "Coded aperture: b, so C = K²/b.", show_default="8")] = None
+    compression: Annotated[
+        float | None, _option(MASK, "C: the nearest setting of the mask is taken.", metavar="C")
+    ] = None
+    kernel: Annotated[int | None, _option(MASK, "Coded aperture: K.", show_default="4", metavar="K")] = None
+    masks: Annotated[
+        int | None, _option(MASK, "Coded aperture: b, so C = K²/b.", show_default="8", metavar="B")
+    ] = None
     pattern: Annotated[
-        str | None, _option(MASK, "Phase plate: uniform, annular or radial.", show_default="uniform")
+        str | None,
+        _option(
+            MASK,
+            "Phase plate: uniform, annular or radial.",
+            show_default="uniform",
+            autocompletion=PATTERNS,
+            metavar="NAME",
+        ),
     ] = None
     symmetry: Annotated[
-        str | None, _option(MASK, "Phase plate: hermitian or paper.", show_default="hermitian")
+        str | None,
+        _option(
+            MASK,
+            "Phase plate: hermitian or paper.",
+            show_default="hermitian",
+            autocompletion=SYMMETRIES,
+            metavar="NAME",
+        ),
     ] = None
-    seed: Annotated[int | None, _option(MASK, "Of the mask.", show_default="0")] = None
+    seed: Annotated[int | None, _option(MASK, "Of the mask.", show_default="0", metavar="N")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +150,26 @@ class RecoveryOptions:
     """How images come back."""
 
     recovery: Annotated[
-        str | None, _option(RECOVERY, "minimum_norm, wiener, dct, wavelet or tv.", show_default="dct")
+        str | None,
+        _option(
+            RECOVERY,
+            "minimum_norm, wiener, dct, wavelet or tv.",
+            show_default="dct",
+            autocompletion=METHODS,
+            metavar="METHOD",
+        ),
     ] = None
     parameter: Annotated[
         list[str] | None, _option(RECOVERY, "Of the recovery; repeatable.", metavar="NAME=VALUE")
     ] = None
     free_share: Annotated[
         float | None,
-        _option(RECOVERY, "Share of the measurements kept out for the free residual.", show_default="0.05"),
+        _option(
+            RECOVERY,
+            "Share of the measurements kept out for the free residual.",
+            show_default="0.05",
+            metavar="SHARE",
+        ),
     ] = None
 
 
@@ -104,20 +177,38 @@ class RecoveryOptions:
 class CameraOptions:
     """The exposure clock, the readout and the link."""
 
-    frames: Annotated[int | None, _option(CAMERA, "How many; else until the input ends or Ctrl-C.")] = None
-    rate: Annotated[float | None, _option(CAMERA, "Frames per second; else as fast as they are taken.")] = (
-        None
-    )
-    reference_every: Annotated[
-        int | None, _option(CAMERA, "Every n-th frame is also sent whole; 0: none.", show_default="100")
+    frames: Annotated[
+        int | None, _option(CAMERA, "How many; else until the input ends or Ctrl-C.", metavar="N")
     ] = None
-    link_mbit_per_s: Annotated[float | None, _option(CAMERA, "Limit of the simulated link.")] = None
+    rate: Annotated[
+        float | None, _option(CAMERA, "Frames per second; else as fast as they are taken.", metavar="HZ")
+    ] = None
+    reference_every: Annotated[
+        int | None,
+        _option(CAMERA, "Every n-th frame is also sent whole; 0: none.", show_default="100", metavar="N"),
+    ] = None
+    link_mbit_per_s: Annotated[
+        float | None, _option(CAMERA, "Limit of the simulated link.", metavar="MBIT/S")
+    ] = None
     values: Annotated[
-        str | None, _option(CAMERA, "auto, float32, float16 or quantised.", show_default="auto")
+        str | None,
+        _option(
+            CAMERA,
+            "auto, float32, float16 or quantised.",
+            show_default="auto",
+            autocompletion=VALUES,
+            metavar="KIND",
+        ),
     ] = None
     coding: Annotated[
         str | None,
-        _option(CAMERA, "auto, plain, packed, bitshuffle-lz4 or bitshuffle-zstd.", show_default="auto"),
+        _option(
+            CAMERA,
+            "auto, plain, packed, bitshuffle-lz4 or bitshuffle-zstd.",
+            show_default="auto",
+            autocompletion=CODINGS,
+            metavar="NAME",
+        ),
     ] = None
     change: Annotated[
         list[str] | None,
@@ -129,7 +220,7 @@ class CameraOptions:
 class SessionOptions(CameraOptions, RecoveryOptions, MaskOptions, SpecimenOptions, SourceOptions):
     """A whole session, as ``live`` and ``start`` take it."""
 
-    specimen_seed: Annotated[int | None, _option(SPECIMEN, "Of the simulated specimen.")] = None
+    specimen_seed: Annotated[int | None, _option(SPECIMEN, "Of the simulated specimen.", metavar="N")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,19 +230,23 @@ class PlaceOptions:
     workers: Annotated[
         int | None,
         _option(
-            PLACE,
-            "Recovery processes.",
-            min=1,
-            max=256,
-            show_default="cores less one, up to 4",
+            PLACE, "Recovery processes.", min=1, max=256, show_default="cores less one, up to 4", metavar="N"
         ),
     ] = None
     host: Annotated[
-        str | None, _option(PLACE, "Of console and REST; 0.0.0.0: any.", show_default="127.0.0.1")
+        str | None,
+        _option(PLACE, "Of console and REST; 0.0.0.0: any.", show_default="127.0.0.1", metavar="ADDRESS"),
     ] = None
     port: Annotated[
         int | None,
-        _option(PLACE, "Of console and REST; 0: any free one.", min=0, max=65535, show_default="8000"),
+        _option(
+            PLACE,
+            "Of console and REST; 0: any free one.",
+            min=0,
+            max=65535,
+            show_default="8000",
+            metavar="PORT",
+        ),
     ] = None
 
 

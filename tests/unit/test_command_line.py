@@ -1,14 +1,21 @@
 """The command line: what its options mean, and one line for each that is wrong."""
 
+import dataclasses
+import inspect
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from services import specification
-from services.cli import main
+from services.cli import live, main, start
 from services.explain import FieldProblem
-from services.specification import WrongOption
+from services.failure import WrongOption
+from services.options import SessionOptions
+from tests.conftest import program
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -100,9 +107,68 @@ def test_version_and_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         assert option in help_text
 
 
-def test_help_needs_nothing_heavy() -> None:
-    import subprocess
+@pytest.mark.parametrize("columns", [80, 120])
+def test_each_command_has_one_line_in_the_list_of_all(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= columns
+    for command in ("live", "serve", "start", "status", "pause", "resume", "stop", "change", "recover",
+                    "simulate", "control", "detector", "reconstructor", "config"):  # fmt: skip
+        line = re.search(rf"^│ {command} +(\S.*?) +│$", text, re.MULTILINE)
+        assert line is not None, command
+        assert line[1].endswith("."), f"{command}: goes on in the next line"
 
+
+@pytest.mark.parametrize("command", ["live", "serve", "start", "simulate", "recover", "control", "config"])
+def test_help_cuts_no_option_off_and_shows_flags_without_a_value(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(monkeypatch, command, "--help") == 0
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert "<bool>" not in text
+
+
+def test_live_and_start_take_the_same_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {field.name for field in dataclasses.fields(SessionOptions)}
+    for command in (live, start):
+        assert options <= set(inspect.signature(command).parameters)
+
+
+COMPLETION = """
+source <(cryoflux --show-completion)
+COMP_WORDS=({words}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 ))
+_cryoflux_completion cryoflux; printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("cryoflux re", {"recover", "resume", "reconstructor"}),
+        ("cryoflux live --mask co", {"coded-aperture"}),
+        ("cryoflux start --recovery w", {"wiener", "wavelet"}),
+        ("cryoflux config sc", {"schema"}),
+        ("cryoflux serve --wo", {"--workers"}),
+    ],
+)
+def test_bash_completes(words: str, expected: set[str]) -> None:
+    here = Path(sys.executable).parent  # where the package's own command is
+    done = subprocess.run(
+        [program("bash", "bash"), "-c", COMPLETION.format(words=words)],
+        env={**os.environ, "PATH": f"{here}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert set(done.stdout.split()) == expected, done.stderr
+
+
+def test_help_needs_nothing_heavy() -> None:
     code = (
         "import sys, services.cli; sys.exit(bool({'torch', 'numpy', 'pydantic', 'zmq'} & set(sys.modules)))"
     )
