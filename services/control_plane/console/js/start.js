@@ -38,7 +38,7 @@ const CAMERA_FIELDS = [
   number("camera.rate", "Rate", "as fast as taken", { unit: "frames/s" }),
   number("camera.frames", "Frames", "until stopped"),
   number("link_mbit_per_s", "Link limit", "none", { unit: "Mbit/s" }),
-  number("camera.reference_every", "Reference every", "100", { unit: "frames", hint: "sent whole, to judge quality" }),
+  number("camera.reference_every", "Reference every", "100", { hint: "n-th frame; sent whole, to judge quality" }),
 ];
 
 const MORE_FIELDS = [
@@ -46,7 +46,7 @@ const MORE_FIELDS = [
   choice("readout.coding", "Coding",
     [["", "default (auto)"], "auto", "plain", "packed", "bitshuffle-lz4", "bitshuffle-zstd"]),
   number("readout.quantisation_sigma", "Quantisation step", "0.125", { unit: "noise σ" }),
-  number("camera.reference_first", "References at the start", "4", { unit: "frames" }),
+  number("camera.reference_first", "First references", "4", { unit: "frames" }),
   text("output", "Results folder", "chosen by the control plane", { wide: true }),
 ];
 

@@ -1,0 +1,113 @@
+"""A real browser at a real installation; a page that complains, or asks elsewhere, fails its test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tests.browser.installation import Installation
+from tests.conftest import program
+
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
+
+expect.set_options(timeout=30_000)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = program("chromium", "chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    program("chromium", "chromium")  # nothing is started where nothing can be shown
+    installation = Installation(tmp_path_factory.mktemp("installation"))
+    yield installation
+    installation.close()
+
+
+@pytest.fixture
+def session(installation: Installation) -> dict[str, Any]:
+    """A session that runs: that of the test before where it does, for starting one takes its time."""
+    answer = installation.client.get("sessions/current")
+    runs = answer.status_code == 200 and answer.json()["state"] == "running"
+    return answer.json() if runs else installation.restart()
+
+
+@pytest.fixture
+def fresh(installation: Installation) -> dict[str, Any]:
+    """A session that nothing was changed in; to be asked for before the page."""
+    return installation.restart()
+
+
+class Watched:
+    """Pages of one test, and what went wrong in them."""
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        self._browser, self._url = browser, url
+        self._contexts: list[BrowserContext] = []
+        self.complaints: list[str] = []
+        self.elsewhere: list[str] = []
+        self.expected: list[str] = []  # patterns of complaints that belong to what is tested
+
+    def open(self, **options: Any) -> Page:
+        """A new page in a context of its own, connected to the stream."""
+        options = {"viewport": {"width": 1440, "height": 900}, **options}
+        context = self._browser.new_context(**options)
+        self._contexts.append(context)
+        page = context.new_page()
+        page.on("console", self._said)
+        page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
+        page.on("request", self._asked)
+        page.goto(self._url)
+        expect(page.locator("#link")).to_have_text("live")
+        return page
+
+    def _said(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{message.text} ({message.location.get('url')})")
+
+    def _asked(self, request: Any) -> None:
+        if not request.url.startswith((self._url + "/", "data:")):
+            self.elsewhere.append(request.url)
+
+    def close(self) -> None:
+        for context in self._contexts:
+            context.close()
+        assert self.elsewhere == [], "requests left the origin"
+        unexpected = [text for text in self.complaints if not any(re.search(p, text) for p in self.expected)]
+        assert unexpected == []
+
+
+@pytest.fixture
+def pages(browser: Browser, installation: Installation) -> Iterator[Watched]:
+    watched = Watched(browser, installation.url)
+    yield watched
+    watched.close()
+
+
+@pytest.fixture
+def page(pages: Watched, session: dict[str, Any]) -> Page:
+    """The console of a session that runs."""
+    page = pages.open()
+    expect(page.locator("#state")).to_have_text("running")
+    return page
+
+
+@pytest.fixture
+def number() -> Callable[[str], float]:
+    """A number as the page writes it."""
+
+    def read(text: str) -> float:
+        return float(re.sub(r"[^\d.+-]", "", text.replace("\u2212", "-")))
+
+    return read

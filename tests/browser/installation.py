@@ -1,0 +1,112 @@
+"""A real installation for browser tests: `cryoflux serve` with its own processes, results and state."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+PATIENCE_SECONDS = 90.0
+
+
+def eventually(holds: Callable[[], Any], what: str) -> Any:
+    """The first true value of ``holds``, asked again until the patience ends."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        if value := holds():
+            return value
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.05)
+
+
+class Installation:
+    """Control plane, detector and two workers under the supervisor, as a user runs them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._printed = folder / "serve.txt"
+        with self._printed.open("w") as printed:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "services.cli", "serve", "--port", "0", "--workers", "2",
+                 "--results", str(folder / "results"), "--state", str(folder / "state.sqlite")],
+                stdout=printed, stderr=subprocess.STDOUT, process_group=0,
+                env={**os.environ, "CRYOFLUX_SILENT_AFTER_SECONDS": "2"},
+            )  # fmt: skip
+        self.url = eventually(self._address, "serve tells its address")
+        self.client = httpx.Client(base_url=f"{self.url}/api/v1/", timeout=60)
+        eventually(self._ready, f"a detector and two workers\n{self._printed.read_text()}")
+
+    def _address(self) -> str | None:
+        assert self.process.poll() is None, self._printed.read_text()
+        found = re.search(r"console +(http://[\d.:]+)", self._printed.read_text())
+        return found[1] if found else None
+
+    def _ready(self) -> bool:
+        try:
+            answer = httpx.get(f"{self.url}/readyz", timeout=10)
+        except httpx.TransportError:
+            return False
+        return answer.status_code == 200 and answer.json()["workers"] == 2
+
+    def child(self, *words: str) -> psutil.Process:
+        """The running process with these words on its command line."""
+        for process in psutil.Process(self.process.pid).children():
+            if all(word in process.cmdline() for word in words):
+                return process
+        raise LookupError(f"no process {words}")
+
+    def start(self, **changes: Any) -> dict[str, Any]:
+        """A lively session: small frames, many references."""
+        spec = {
+            "camera": {"rate": 40, "reference_every": 10},
+            "link_mbit_per_s": 8,
+            **changes,
+        }
+        answer = self.client.post("sessions", json=spec)
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    def restart(self) -> dict[str, Any]:
+        """Another session in the place of the one that runs."""
+        self.stop_session()
+        return self.start()
+
+    def session(self) -> dict[str, Any]:
+        """The session that runs or ran last."""
+        return self.client.get("sessions/current").json()
+
+    def stop_session(self) -> None:
+        """Stop what runs, and wait until it is over."""
+
+        def over() -> bool:
+            answer = self.client.get("sessions/current")
+            if answer.status_code == 404:
+                return True
+            state = answer.json()["state"]
+            if state in ("running", "paused"):
+                self.client.post("sessions/current/stop")
+            return state in ("completed", "failed")
+
+        eventually(over, "the session is over")
+
+    def close(self) -> None:
+        """End everything, asked first."""
+        self.client.close()
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for child in children:
+            if child.is_running():
+                child.kill()

@@ -1,0 +1,166 @@
+"""The page itself: readable by everyone, on a phone and a laptop, in the light and in the dark."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Watched
+from tests.browser.installation import Installation, eventually
+from tests.conftest import program
+
+pytestmark = pytest.mark.timeout(180)
+
+AXE = "axe-core@4.10.3"
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 360, "height": 740},
+    "device_scale_factor": 2,
+    "has_touch": True,
+}
+WIDEST = """() => {
+  const wide = [...document.querySelectorAll("body *")].filter((element) => {
+    const box = element.getBoundingClientRect();
+    const mayScroll = element.closest(".scroll, .log, .out-of-sight, canvas");
+    return box.right > innerWidth + 0.5 && box.width > 0 && !mayScroll;
+  });
+  const names = wide.slice(0, 5).map((e) => `${e.tagName}.${e.className}#${e.id}`);
+  return [document.documentElement.scrollWidth, names];
+}"""
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The source of axe-core, for tests only (MPL-2.0)."""
+    folder = tmp_path_factory.mktemp("axe")
+    npm = program("npm", "npm")
+    subprocess.run([npm, "pack", "--silent", AXE], cwd=folder, check=True, capture_output=True, timeout=120)
+    (packed,) = folder.glob("*.tgz")
+    subprocess.run(["tar", "xzf", packed.name], cwd=folder, check=True)
+    return Path(folder, "package", "axe.min.js").read_text()
+
+
+def violations(page: Page, axe: str) -> list[str]:
+    page.evaluate(axe)
+    return page.evaluate(
+        """async () => {
+        const rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"];
+        const { violations } = await axe.run(document, { runOnly: rules });
+        return violations.flatMap((rule) =>
+          rule.nodes.map((node) => `${rule.id}: ${node.target} ${node.failureSummary}`)); }"""
+    )
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everyone_can_read_and_reach_it(
+    pages: Watched, session: dict[str, Any], axe: str, theme: str
+) -> None:
+    page = pages.open(color_scheme=theme)
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+    expect(page.locator('[data-view="recovered"] canvas')).to_be_visible()
+    for details in page.locator("aside details").all():
+        details.evaluate("element => element.open = true")
+    assert violations(page, axe) == []
+    page.locator("#stop").click()
+    expect(page.get_by_role("dialog", name="Stop the session?")).to_be_visible()
+    assert violations(page, axe) == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_form_and_empty_page_can_be_read_by_everyone(
+    pages: Watched, installation: Installation, axe: str, theme: str
+) -> None:
+    installation.stop_session()
+    page = pages.open(color_scheme=theme)
+    page.locator("#start-open, #welcome-start").filter(visible=True).first.click()
+    for details in page.locator("#start details").all():
+        details.evaluate("element => element.open = true")
+    page.locator('[data-path="camera.rate"]').fill("-1")
+    pages.expected.append(r"status of 422")
+    page.get_by_role("dialog").get_by_role("button", name="Start", exact=True).click()
+    expect(page.locator("#start .error:visible")).to_have_count(1)
+    assert violations(page, axe) == []
+
+
+def test_theme_is_chosen_and_remembered(pages: Watched, session: dict[str, Any]) -> None:
+    page = pages.open(color_scheme="light")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.get_by_role("button", name="Dark theme").click()
+    expect(page.get_by_role("button", name="Dark theme")).to_have_attribute("aria-pressed", "true")
+    dark = page.evaluate(ground)
+    assert dark != light
+    page.reload()
+    expect(page.locator("#link")).to_have_text("live")
+    assert page.evaluate(ground) == dark
+
+
+def test_phone_needs_no_sideways_scrolling(pages: Watched, session: dict[str, Any]) -> None:
+    page = pages.open(**PHONE)
+    expect(page.locator('[data-view="recovered"] canvas')).to_be_visible()
+    expect(page.locator('[data-chart="frames"] canvas')).to_be_visible()
+    for details in page.locator("aside details").all():
+        details.evaluate("element => element.open = true")
+    assert page.evaluate(WIDEST) == [360, []]
+    page.locator("#stop").click()
+    assert page.evaluate(WIDEST) == [360, []]
+
+
+def test_form_fits_a_phone(pages: Watched, installation: Installation) -> None:
+    installation.stop_session()
+    page = pages.open(**PHONE)
+    page.locator("#start-open, #welcome-start").filter(visible=True).first.click()
+    for kind in ("specimen", "file", "pattern"):
+        page.locator(f'input[name="source-kind"][value="{kind}"]').check()
+        assert page.evaluate(WIDEST) == [360, []]
+
+
+def test_hidden_page_draws_nothing(page: Page) -> None:
+    expect(page.locator("#state")).to_have_text("running")
+    page.evaluate(
+        """() => { globalThis.changes = 0;
+        new MutationObserver((list) => (globalThis.changes += list.length)).observe(document.body,
+          { subtree: true, childList: true, characterData: true, attributes: true });
+        globalThis.requestAnimationFrame = () => 0; }"""  # what a hidden page gets: no frame
+    )
+    heard = page.evaluate("cryoflux.model.points.last")
+    eventually(lambda: page.evaluate("cryoflux.model.points.last") >= heard + 3, "points are heard")
+    # at most what was asked for before
+    changes = page.evaluate("changes")
+    heard = page.evaluate("cryoflux.model.points.last")
+    eventually(lambda: page.evaluate("cryoflux.model.points.last") >= heard + 2, "points are heard")
+    assert page.evaluate("changes") == changes
+
+
+def test_memory_of_points_is_bounded_and_what_is_old_is_thinned(page: Page) -> None:
+    length, first, last, mean, newest = page.evaluate(
+        """async () => { const { Series } = await import("/console/js/series.js");
+        const series = new Series(64);
+        for (let n = 0; n < 1000; n += 1) series.push({ at: n, wire: n, psnr: n % 10 ? null : n });
+        const at = series.columns.at.subarray(0, series.length);
+        for (let n = 1; n < at.length; n += 1) if (at[n] <= at[n - 1]) throw new Error("not in order");
+        const psnr = series.view(["psnr"], 0)[1];
+        if (psnr.some((value) => value === null)) throw new Error("unknown values in a view");
+        return [series.length, at[0], at.at(-1), psnr.length, series.newest("psnr")]; }"""
+    )
+    assert 32 <= length <= 64
+    assert first > 0
+    assert last == 999
+    assert mean > 3
+    assert newest == 990
+
+
+def test_numbers_that_do_not_follow_are_told(page: Page) -> None:
+    result = page.evaluate(
+        """async () => { const { Sequence } = await import("/console/js/stream.js");
+        const sequence = new Sequence();
+        const taken = [5, 6, 6, 7, 10, 9, 11].map((number) => sequence.take(number));
+        return [taken, sequence.missing, sequence.repeated]; }"""
+    )
+    assert result == [[True, True, False, True, True, False, True], 2, 2]
+    expect(page.locator('[data-notice="gap"]')).to_have_count(0)
+    page.evaluate("() => { cryoflux.model.points.last -= 7; }")  # as if seven had been lost on the way
+    expect(page.locator('[data-notice="gap"]')).to_contain_text("7 points and 0 events did not arrive")
