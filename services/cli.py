@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from services.failure import CannotRun, WrongOption, fail
+from services.failure import CannotRun, fail
 from services.listing import Command, Group
 from services.options import (
     LOG_FORMATS,
@@ -288,10 +288,16 @@ def _steered(command: str, run: Callable[[], int]) -> int:
 @app.command(cls=Command, rich_help_panel=FILES)
 @spread
 def recover(
-    session: Annotated[Path, typer.Argument(help="Folder of a finished session.")],
+    session: Annotated[
+        Path, typer.Argument(metavar="SESSION|ARCHIVE", help="Folder of a finished session, or an archive.")
+    ],
     recovery: RecoveryOptions,
     output: Annotated[
         Path | None, typer.Option(help="New folder; else beside it, with the method's name.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Recovery processes.", show_default="one a core; one on a GPU"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results in that folder.")
@@ -300,30 +306,24 @@ def recover(
 ) -> int:
     """Recover a session again, with another method.
 
-    From the measurements that a finished session kept; the method or its parameters may be others.
+    From the measurements that a finished session kept, or from its archive; the method or its parameters may
+    be others. Interrupted or killed half-way, the same command goes on with the frames that are missing. Of
+    an archive that was cut, everything up to its last whole chunk is recovered.
     """
     from services import specification as wanted
-    from services.display import counting, summary
-    from services.live import prepare_output
-    from services.rerecovery import NothingToRecover, read_account, recover_again
+    from services.rerecovery import recover_shown as run
 
-    def run() -> int:
-        spec = wanted.asked_recovery(recovery)
-        settings = _settings(device=device)
-        acquired = read_account(session)["frames"]["acquired"]
-        folder = output or session.absolute().with_name(f"{session.absolute().name}-{spec.method}")
-        if folder.absolute() == session.absolute():
-            raise WrongOption("--output: is the session's own folder; name another one")
-        prepare_output(folder, overwrite=overwrite)
-        with counting("recovering", acquired) as progress:
-            account = recover_again(session, folder, spec, settings=settings, progress=progress)
-        summary(account, folder)
-        return 0
-
-    try:
-        return _steered("recover", run)
-    except (NothingToRecover, ValueError) as error:
-        return fail("recover", CannotRun(str(error), exit_code=2))
+    return _steered(
+        "recover",
+        lambda: run(
+            session,
+            output,
+            wanted.asked_recovery(recovery),
+            settings=_settings(device=device),
+            workers=workers,
+            overwrite=overwrite,
+        ),
+    )
 
 
 @app.command(cls=Command, rich_help_panel=FILES)
