@@ -12,7 +12,7 @@ from common.configuration import CodecSpec, Configuration
 from common.wire.codec import encode_array
 from common.wire.control import error_line
 from common.wire.link import Buffer, as_bytes
-from common.wire.messages import Frames
+from common.wire.messages import MAX_BLOCK_FRAMES, Frames
 
 Metadata = dict[str, list[Any]]
 
@@ -99,7 +99,7 @@ class Assembler:
         lose: Callable[[int, str], None],
     ) -> None:
         self._series = series
-        self._block_bytes, self._block_frames = block_bytes, block_frames
+        self._block_bytes, self._block_frames = block_bytes, min(block_frames, MAX_BLOCK_FRAMES)
         self._linger = linger_seconds
         self._publish, self._lose = publish, lose
         self._configuration: Configuration | None = None

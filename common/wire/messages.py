@@ -7,16 +7,38 @@ Control bus (ROUTER at the control plane, DEALER at detector and workers)
     component -> control plane: Register, Reply, Telemetry, Event
     control plane -> component: Registered, Command
 
-Decoding checks every field's type and builds nothing but these structures.
+Decoding checks every field's type and bounds and builds nothing but these structures, of plain values.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 PROTOCOL_VERSION = 1
+
+# What comes is a stranger's until it is checked, so every header has bounds; the sender keeps within them.
+# A block of 64 MB raw has 16000 frames of 64 x 64 pixels; smaller frames travel in more blocks.
+MAX_BLOCK_FRAMES = 16_384
+# A header of frames has up to some forty RELION columns, each value of which takes up to some fifty bytes.
+# Decoded it takes up to 21 times as many bytes (short texts), so 700 MB; real ones are a few kilobytes.
+MAX_FRAMES_HEADER_BYTES = 32 << 20
+# All others are small. Where they may have free form (``Any``) they take up to 100 times as many bytes
+# decoded (maps in maps), so 100 MB.
+MAX_HEADER_BYTES = 1 << 20
+MAX_DEPTH = 16  # of values of free form; what goes on to other encoders must not exhaust their stack
+MAX_SIDE_PIXELS = 1 << 17  # of a frame
+MAX_FRAME_ID = 2**31 - 2  # results stand in an MRC stack, which counts in int32
+
+FrameId = Annotated[int, msgspec.Meta(ge=0, le=MAX_FRAME_ID)]
+FrameIds = Annotated[list[FrameId], msgspec.Meta(max_length=MAX_BLOCK_FRAMES)]
+Times = Annotated[list[float], msgspec.Meta(max_length=MAX_BLOCK_FRAMES)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PIXELS)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Blocks = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+Cell = str | int | float | bool | None  # of a RELION table
 
 Values = Literal["integer", "float32", "float16", "quantised"]
 Coding = Literal["plain", "packed", "bitshuffle-lz4", "bitshuffle-zstd"]
@@ -36,7 +58,7 @@ class ArrayHeader(msgspec.Struct, frozen=True, kw_only=True):
     that of the decoded array.
     """
 
-    shape: list[int]
+    shape: Annotated[list[int], msgspec.Meta(max_length=32)]
     dtype: str
     coding: Coding
     values: Values = "integer"
@@ -54,8 +76,8 @@ class Start(Header, frozen=True, kw_only=True, tag="start"):
 
     series: str  # UUID
     session: str
-    frames_expected: int | None  # None: endless or a watched folder
-    shape: tuple[int, int]
+    frames_expected: FrameId | None  # None: endless or a watched folder
+    shape: tuple[Side, Side]
     dtype: str  # NumPy name of the raw frames' dtype
     pixel_size_angstrom: float
     output: str  # folder the results go to
@@ -76,16 +98,16 @@ class Frames(Header, frozen=True, kw_only=True, tag="frames"):
     """
 
     series: str
-    block: int
+    block: Count
     config_id: str
-    frame_ids: list[int]
-    acquired_at: list[float]  # detector's Unix time of each exposure's end, seconds
+    frame_ids: FrameIds
+    acquired_at: Times  # detector's Unix time of each exposure's end, seconds
     payload: ArrayHeader
-    reference_ids: list[int] = []  # frame_ids also sent whole
+    reference_ids: FrameIds = []  # frame_ids also sent whole
     reference_payload: ArrayHeader | None = None  # (len(reference_ids), H, W)
-    metadata: dict[str, list[Any]] | None = None  # RELION columns, one value a frame
-    attempt: int = 1  # 1 + times this block was redelivered
-    wanted: list[int] | None = None  # redelivered: the frames still without a result; none: all of them
+    metadata: dict[str, list[Cell]] | None = None  # RELION columns, one value a frame
+    attempt: Count = 1  # 1 + times this block was redelivered
+    wanted: FrameIds | None = None  # redelivered: the frames still without a result; none: all of them
 
 
 class End(Header, frozen=True, kw_only=True, tag="end"):
@@ -93,9 +115,9 @@ class End(Header, frozen=True, kw_only=True, tag="end"):
 
     series: str
     last_frame_id: int
-    acquired: int
-    acknowledged: int
-    lost: int
+    acquired: Count
+    acknowledged: Count
+    lost: Count
 
 
 class Heartbeat(Header, frozen=True, kw_only=True, tag="heartbeat"):
@@ -122,24 +144,24 @@ class Hello(Header, frozen=True, kw_only=True, tag="hello"):
 class Credit(Header, frozen=True, kw_only=True, tag="credit"):
     """The detector may send this many further blocks."""
 
-    blocks: int
+    blocks: Blocks
 
 
 class Ack(Header, frozen=True, kw_only=True, tag="ack"):
     """These frames' results are durable."""
 
     series: str
-    block: int
-    frame_ids: list[int]
-    credit: int = 0  # as in Credit: most acks bring the next one with them
+    block: Count
+    frame_ids: FrameIds
+    credit: Blocks = 0  # as in Credit: most acks bring the next one with them
 
 
 class Reject(Header, frozen=True, kw_only=True, tag="reject"):
     """These frames cannot be recovered, and why."""
 
     series: str
-    block: int
-    frame_ids: list[int]
+    block: Count
+    frame_ids: FrameIds
     reason: str
 
 
@@ -169,7 +191,10 @@ class Registered(Header, frozen=True, kw_only=True, tag="registered"):
 
 
 class Command(Header, frozen=True, kw_only=True, tag="command"):
-    """Do this. Detector verbs: open, acquisition, pause, resume, stop. Worker verbs: recovery, attach."""
+    """Do this.
+
+    Detector verbs: open, acquisition, pause, resume, stop, abandon. Worker verbs: recovery, attach.
+    """
 
     request: str
     verb: str
@@ -212,6 +237,19 @@ Message = (
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_frames_decoder: msgspec.msgpack.Decoder[Frames] = msgspec.msgpack.Decoder(Frames)
+_FREE_FORM: dict[type[Header], tuple[str, ...]] = {
+    Start: ("optics", "calibration"),
+    ConfigurationNotice: ("configuration",),
+    Register: ("details",),
+    Registered: ("recovery",),
+    Command: ("arguments",),
+    Reply: ("result",),
+    Telemetry: ("values",),
+    Event: ("details",),
+}
+
+_PLAIN = frozenset({type(None), bool, int, float, str})
 
 
 class MalformedMessage(ValueError):
@@ -224,18 +262,87 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> Message:
-    """The header in ``data``.
+    """The header in ``data``, which agrees with itself and keeps within the bounds above.
 
     Raises
     ------
     MalformedMessage
-        If it is not msgpack, not one of the messages, has a field of the wrong type, or speaks another
-        protocol version.
+        If it is not msgpack, not one of the messages, has a field of the wrong type or out of bounds, or
+        speaks another protocol version.
     """
+    size = len(data)
+    if size > MAX_FRAMES_HEADER_BYTES:
+        raise MalformedMessage(f"a header of {size} bytes, {MAX_FRAMES_HEADER_BYTES} at most")
     try:
-        message = _decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedMessage(f"not a CryoFlux message: {error}") from error
+        message = _decoder.decode(data) if size <= MAX_HEADER_BYTES else _frames_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise MalformedMessage(f"not a CryoFlux message: {_one_line(error)}") from error
     if message.version != PROTOCOL_VERSION:
         raise MalformedMessage(f"protocol version {message.version}, this side speaks {PROTOCOL_VERSION}")
+    if isinstance(message, Frames):
+        _check_frames(message)
+    else:
+        for name in _FREE_FORM.get(type(message), ()):
+            _check_plain(getattr(message, name), name)
     return message
+
+
+def buffers_of(message: Message) -> int | None:
+    """How many payloads follow the header; None where any number may."""
+    if isinstance(message, Frames):
+        return 1 if message.reference_payload is None else 2
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    """What a library has to say about a stranger's bytes, printable and short."""
+    return ascii(str(error))[1:-1][:200]
+
+
+def _check_frames(frames: Frames) -> None:
+    """Raise MalformedMessage unless every list has one entry a frame and every id is where it belongs."""
+    ids, count = frames.frame_ids, len(frames.frame_ids)
+    known = set(ids)
+    if not count or len(known) < count:
+        raise MalformedMessage(f"block {frames.block}: {count} frames, {len(known)} different ones")
+    if len(frames.acquired_at) != count or not math.isfinite(math.fsum(frames.acquired_at)):
+        raise MalformedMessage(f"block {frames.block}: no time for each of its {count} frames")
+    if frames.payload.shape[:1] != [count]:
+        raise MalformedMessage(f"block {frames.block}: {count} frames, payload {frames.payload.shape}")
+    for values in frames.metadata.values() if frames.metadata else ():
+        if len(values) != count:
+            raise MalformedMessage(f"block {frames.block}: {len(values)} rows of metadata for {count} frames")
+    if frames.wanted is not None and not known.issuperset(frames.wanted):
+        raise MalformedMessage(f"block {frames.block}: frames wanted that are not in it")
+    references, payload = frames.reference_ids, frames.reference_payload
+    if not known.issuperset(references) or len(set(references)) < len(references):
+        raise MalformedMessage(f"block {frames.block}: references that are not in it")
+    if (payload is None) != (not references) or (payload and payload.shape[:1] != [len(references)]):
+        raise MalformedMessage(f"block {frames.block}: payload and ids of its references do not agree")
+
+
+def _check_plain(values: dict[str, Any], where: str) -> None:
+    """Raise MalformedMessage unless it is made of what JSON can say, nested no deeper than ``MAX_DEPTH``."""
+    level: list[dict[Any, Any] | list[Any]] = [values]
+    for _ in range(MAX_DEPTH):
+        inner: list[dict[Any, Any] | list[Any]] = []
+        for container in level:
+            if isinstance(container, dict):
+                _check_keys(container, where)
+                container = container.values()
+            for value in container:
+                kind = type(value)
+                if kind is dict or kind is list:
+                    inner.append(value)
+                elif kind not in _PLAIN:
+                    raise MalformedMessage(f"{where}: a {kind.__name__} in it")
+        if not inner:
+            return
+        level = inner
+    raise MalformedMessage(f"{where}: nested deeper than {MAX_DEPTH}")
+
+
+def _check_keys(table: dict[Any, Any], where: str) -> None:
+    for key in table:
+        if type(key) not in _PLAIN:
+            raise MalformedMessage(f"{where}: a {type(key).__name__} as a key in it")
