@@ -1,0 +1,310 @@
+"""Sessions kept in Redis: real processes, and a real server that is killed, frozen, emptied and back."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from common.state.redis import RedisStore
+from services.supervisor import Supervisor
+from tests.redis_server import RedisServer
+from tests.unit.served import Reader
+
+pytestmark = pytest.mark.timeout(240)
+
+PATIENCE_SECONDS = 60.0
+BASE = "/api/v1/sessions"
+CURRENT = f"{BASE}/current"
+
+
+def eventually(holds: Callable[[], Any], what: str) -> Any:
+    """The first true value of ``holds``, asked again until the patience ends."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (value := holds()):
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.05)
+    return value
+
+
+def gapless(numbers: list[int]) -> bool:
+    return numbers == list(range(1, len(numbers) + 1))
+
+
+class Installation:
+    """Control plane, detector and a worker as processes, with a Redis server that they share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.redis = RedisServer(folder)
+        self.supervisor = Supervisor(
+            "127.0.0.1",
+            0,
+            1,
+            logs=folder / "logs",
+            report=print,
+            state=self.redis.url,
+            results=folder / "results",
+        )
+        self.url = f"http://127.0.0.1:{self.supervisor.port}"
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS)
+
+    def ready(self) -> dict[str, Any]:
+        """What /readyz says; nothing where nobody answers."""
+        try:
+            return self.client.get("/readyz").json()
+        except httpx.TransportError:
+            return {}
+
+    def becomes(self, status: str) -> None:
+        eventually(lambda: self.ready().get("status") == status, f"the installation is {status}")
+
+    def start(self, **specification: Any) -> str:
+        """Start a session of numbered frames; its id."""
+        pattern = {"kind": "pattern", "shape": [32, 32]}
+        body = {"source": pattern, "camera": {"rate": 100}, **specification}
+        answer = self.client.post(BASE, json=body)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"]
+
+    def metrics(self) -> dict[str, Any]:
+        return self.client.get(f"{CURRENT}/metrics").json()
+
+    def reaches(self, frames: int) -> None:
+        eventually(lambda: self.metrics()["frames"]["acquired"] >= frames, f"{frames} frames are acquired")
+
+    def goes_on(self, frames: int = 100) -> None:
+        """Frames are acquired and recovered all the while."""
+        before, counted = self.metrics()["frames"], ("acquired", "acknowledged")
+        eventually(
+            lambda: min(self.metrics()["frames"][kind] - before[kind] for kind in counted) >= frames,
+            "frames flow",
+        )
+
+    def kinds(self) -> list[str]:
+        return [event["kind"] for event in self.client.get(f"{CURRENT}/events").json()]
+
+    def finish(self) -> dict[str, Any]:
+        """Stop the session; its view at the end."""
+        assert self.client.post(f"{CURRENT}/stop").status_code == 200
+        eventually(lambda: self.client.get(CURRENT).json()["state"] in ("completed", "failed"), "it ends")
+        return self.client.get(CURRENT).json()
+
+    def follow(self, after: str = "") -> Reader:
+        return Reader(f"{self.url}{CURRENT}/stream", after)
+
+    def kept(self, session: str) -> tuple[Any, list[Any], list[Any], list[Any]]:
+        """What the Redis server has of a session."""
+        store = RedisStore(self.redis.url)
+        try:
+            return (
+                store.session(session),
+                store.configurations(session),
+                store.events(session),
+                store.telemetry(session),
+            )
+        finally:
+            store.close()
+
+    def close(self) -> None:
+        self.client.close()
+        self.supervisor.stop()
+        self.redis.kill()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    before = dict(os.environ)
+    os.environ["CRYOFLUX_HEARTBEAT_SECONDS"] = "0.2"  # counters come five times a second
+    installation = Installation(tmp_path_factory.mktemp("redis"))
+    try:
+        installation.redis.start()
+        installation.supervisor.start()
+        installation.becomes("ready")
+        yield installation
+    finally:
+        installation.close()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture
+def running(house: Installation) -> Iterator[Installation]:
+    """With a session that has begun, and is stopped in the end."""
+    house.start()
+    house.reaches(50)
+    yield house
+    if house.client.get(CURRENT).json()["state"] not in ("completed", "failed"):
+        house.finish()
+
+
+def assert_kept_completely(house: Installation, session: str) -> None:
+    """The store has all that the control plane knows, each thing once."""
+    events = house.client.get(f"{BASE}/{session}/events", params={"limit": 10_000}).json()
+    eventually(lambda: len(house.kept(session)[2]) >= len(events), "all events are kept")
+    record, configurations, kept, points = house.kept(session)
+    assert [event.number for event in kept[: len(events)]] == [event["number"] for event in events]
+    assert gapless([event.number for event in kept])
+    assert gapless([point.number for point in points])
+    view = house.client.get(f"{BASE}/{session}").json()
+    assert configurations == view["acquisition"]
+    assert record is not None
+    assert record.state == view["state"]
+
+
+@pytest.mark.parametrize("forgets", [False, True], ids=["with its data", "without its data"])
+def test_a_redis_server_killed_in_mid_session_costs_no_frame(running: Installation, forgets: bool) -> None:
+    session = running.client.get(CURRENT).json()["id"]
+    running.redis.save()
+    with running.follow() as reader:
+        reader.until(lambda r: len(r.of("point")) > 3, "points come")
+        running.redis.kill()
+        running.becomes("degraded")
+        assert running.client.get("/readyz").status_code == 200
+        reader.until(lambda r: r.of("health")[-1]["store"] == "failing", "the stream says it")
+        running.goes_on()
+        changed = running.client.patch(f"{CURRENT}/acquisition", json={"compression_factor": 4})
+        assert changed.status_code == 200, changed.text
+        assert "store_failing" in running.kinds()
+        if forgets:
+            running.redis.forget()
+        running.redis.start()
+        running.becomes("ready")
+        reader.until(lambda r: r.of("health")[-1]["store"] == "ok", "the stream says it")
+        reader.until(lambda r: "store_back" in [e["kind"] for e in r.of("event")], "the history has it")
+        running.goes_on()
+        assert_kept_completely(running, session)
+        assert gapless(reader.numbers("point"))
+        assert gapless(reader.numbers("event"))
+    view = running.finish()
+    assert view["state"] == "completed", view["error"]
+    frames = running.metrics()["frames"]
+    assert (frames["lost"], frames["in_flight"]) == (0, 0)
+    eventually(lambda: running.kept(session)[0].state == "completed", "the end is kept")
+    assert_kept_completely(running, session)
+
+
+def test_a_frozen_redis_server_stops_nothing(running: Installation) -> None:
+    session = running.client.get(CURRENT).json()["id"]
+    running.redis.freeze()
+    try:
+        running.becomes("degraded")
+        slowest = 0.0
+        for body in itertools.islice(itertools.cycle([{"method": "wiener"}, {"method": "dct"}]), 10):
+            for ask in (
+                lambda: running.client.get(CURRENT),
+                lambda: running.client.get(f"{CURRENT}/metrics/history"),
+                lambda body=body: running.client.patch(f"{CURRENT}/recovery", json=body),
+            ):
+                began = time.monotonic()
+                assert ask().status_code == 200
+                slowest = max(slowest, time.monotonic() - began)
+        assert slowest < 1.0  # the store's timeout: none of these waits for it
+        assert running.client.get(BASE).status_code == 503  # only the store knows all sessions
+        running.goes_on()
+    finally:
+        running.redis.thaw()
+    running.becomes("ready")
+    assert_kept_completely(running, session)
+
+
+def test_keys_deleted_in_mid_session_are_written_again(running: Installation) -> None:
+    session = running.client.get(CURRENT).json()["id"]
+    with running.redis.client() as client:
+        client.flushall()
+    eventually(lambda: len(running.kept(session)[2]) > 0, "the session is written again")
+    assert_kept_completely(running, session)
+    assert running.ready()["status"] == "ready"
+
+
+def test_a_control_plane_killed_in_mid_session_goes_on_where_it_was(running: Installation) -> None:
+    session = running.client.get(CURRENT).json()["id"]
+    points: list[int] = []
+    events: list[int] = []
+    cursor = ""
+    for _ in range(2):
+        with running.follow(cursor) as reader:
+            reader.until(lambda r: len(r.of("point")) > 5, "points come")
+            control = running.supervisor.control
+            assert control.pid is not None
+            os.kill(control.pid, signal.SIGKILL)
+            assert reader.ended.wait(PATIENCE_SECONDS)
+        points += reader.numbers("point")
+        events += reader.numbers("event")
+        cursor = reader.cursor
+        control._process.wait()  # type: ignore[union-attr]
+        control.start()
+        running.becomes("ready")
+    with running.follow(cursor) as reader:
+        running.client.patch(f"{CURRENT}/acquisition", json={"compression_factor": 4})
+        reader.until(lambda r: len(r.of("point")) > 5 and r.of("event"), "points go on")
+    assert reader.told[0].data["id"] == session
+    assert gapless(points + reader.numbers("point"))
+    assert gapless(events + reader.numbers("event"))
+    assert running.finish()["state"] == "completed"
+    assert running.metrics()["frames"]["lost"] == 0
+
+
+def test_a_control_plane_starts_without_its_redis_server_and_catches_up(house: Installation) -> None:
+    before = house.start()
+    house.reaches(20)
+    view = house.finish()
+    eventually(lambda: house.kept(before)[0].state == "completed", "the end is kept")
+    house.redis.save()
+    control = house.supervisor.control
+    control.terminate()
+    control._process.wait()  # type: ignore[union-attr]
+    house.redis.kill()
+    control.start()
+    house.becomes("degraded")
+    assert house.client.get(CURRENT).status_code == 404
+    house.redis.start()
+    house.becomes("ready")
+    eventually(lambda: house.client.get(CURRENT).status_code == 200, "the session before is known again")
+    assert house.client.get(CURRENT).json() == view
+    # and once more, but a session is started before the server is back
+    control.terminate()
+    control._process.wait()  # type: ignore[union-attr]
+    house.redis.kill()
+    control.start()
+    house.becomes("degraded")
+    session = house.start()
+    house.goes_on(20)
+    house.redis.start()
+    house.becomes("ready")
+    assert house.client.get(CURRENT).json()["id"] == session
+    assert [known["id"] for known in house.client.get(BASE).json()][-1] == session
+    assert before in [known["id"] for known in house.client.get(BASE).json()]
+    assert_kept_completely(house, session)
+    assert house.finish()["state"] == "completed"
+
+
+def test_many_follow_while_the_server_comes_and_goes(running: Installation) -> None:
+    readers = [running.follow() for _ in range(8)]
+    going = threading.Event()
+
+    def come_and_go() -> None:
+        for _ in range(3):
+            running.redis.kill()
+            going.wait(0.5)
+            running.redis.start()
+            going.wait(0.5)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    running.goes_on()
+    thread.join()
+    running.becomes("ready")
+    last = running.client.get(f"{CURRENT}/metrics/history", params={"limit": 1}).json()[0]["number"]
+    for reader in readers:
+        reader.until(lambda r: r.numbers("point")[-1:] >= [last], "all points come")
+        assert gapless(reader.numbers("point"))
+        assert gapless(reader.numbers("event"))
+        reader.leave()
+    assert_kept_completely(running, running.client.get(CURRENT).json()["id"])
