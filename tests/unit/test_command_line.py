@@ -69,7 +69,7 @@ def test_wrong_options_are_named_in_one_line(
         (["simulate", "--count", "0"], ["--count"]),
         (["simulate", "--voltage-kv", "10"], ["--voltage-kv", "from 60 to 1000"]),
         (["simulate", "--structure", "/nowhere.pdb"], ["/nowhere.pdb"]),
-        (["recover", "/nowhere"], ["/nowhere", "no finished session"]),
+        (["recover", "/nowhere"], ["/nowhere", "no such folder or file"]),
         (["detector", "--data-bind", "nonsense"], ["nonsense"]),
         (["fly"], ["fly"]),
     ],
