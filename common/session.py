@@ -122,3 +122,9 @@ class SessionSpec(_Model):
         description="folder for the results, on a file system all workers see; "
         "none: one named for the session, in the control plane's folder of results",
     )
+    archive: str | None = Field(
+        default=None,
+        min_length=1,
+        description="new HDF5 file for the measurements with all that belongs to them, as the control plane "
+        "sees it; none: they stay in the results' folder",
+    )

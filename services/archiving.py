@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from common.archive import BrokenArchive
+from common.archive.writer import read_log
 from common.wire.control import error_line
 from common.wire.messages import MalformedMessage
+from reconstructor.archive import read_start
 from reconstructor.packing import Packer, pack_session
 from services.control_plane.report import FILE
-from services.failure import CannotRun
+from services.failure import CannotRun, WrongOption
+
+NICE = 10  # frames go first
+LOOK_SECONDS = 0.5
 
 
 def pack(session: Path, file: Path) -> int:
@@ -32,6 +42,80 @@ def pack(session: Path, file: Path) -> int:
     lost = f", {figures['lost']} lost" if figures["lost"] else ""
     print(f"{file}: {figures['frames']} frames{lost}, {figures['bytes']} bytes")
     return 0
+
+
+def remove_archive(file: Path) -> None:
+    """Make room for a new archive; whatever is there and is none stays, and is told of later.
+
+    Raises
+    ------
+    WrongOption
+        If it cannot be removed.
+    """
+    with suppress(FileNotFoundError, IsADirectoryError, BrokenArchive):
+        try:
+            with file.open("rb") as stream:
+                read_log(file, stream)
+            file.unlink()
+        except PermissionError as error:
+            raise WrongOption(f"--archive: {file}: {error.strerror}") from error
+
+
+def follow(session: Path, file: Path) -> int:
+    """Pack a session while it runs, as standard input says, and answer on standard output.
+
+    A line with the specification comes first, one with the session's account at its end; without that one
+    the archive is left incomplete, to be gone on with.
+    """
+    os.nice(NICE)
+    messages: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+    threading.Thread(target=_listen, args=(messages,), daemon=True).start()
+    opening = messages.get()
+    if opening is None:
+        return 1
+    try:
+        answer = _follow(session, file, opening["specification"], messages)
+    except (BrokenArchive, MalformedMessage) as error:
+        answer = {"error": str(error)}
+    except OSError as error:
+        answer = {"error": error.strerror or error_line(error)}
+    except Exception as error:  # whatever it is, the session is told
+        answer = {"error": error_line(error)}
+    if answer is not None:
+        print(json.dumps(answer), flush=True)
+    return 0 if answer is not None and "error" not in answer else 1
+
+
+def _follow(
+    session: Path, file: Path, specification: dict[str, Any], messages: SimpleQueue[dict[str, Any] | None]
+) -> dict[str, Any] | None:
+    packer: Packer | None = None
+    try:
+        while True:
+            if packer is None and (start := read_start(session)) is not None:
+                packer = Packer(session, file, specification, start)
+            if packer is not None:
+                packer.pack(going_on=messages.empty)
+            try:
+                message = messages.get(timeout=LOOK_SECONDS)
+            except Empty:
+                continue
+            if message is None:
+                return None
+            if packer is None:
+                raise BrokenArchive("no worker has received a measurement")
+            account = message["account"]
+            packer.finish(account["frames"]["acquired"], account["frames"]["lost_by_reason"], account)
+            return archived(packer)
+    finally:
+        if packer is not None:
+            packer.writer.close()
+
+
+def _listen(messages: SimpleQueue[dict[str, Any] | None]) -> None:
+    for line in sys.stdin:
+        messages.put(json.loads(line))
+    messages.put(None)
 
 
 def archived(packer: Packer) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -255,6 +255,8 @@ def _plan(options: SessionOptions, output: Path | None) -> Plan:
     from services import specification as wanted
     from services.client import Plan
 
+    if options.archive is not None:
+        options = replace(options, archive=str(Path(options.archive).absolute()))
     spec = wanted.asked(options, None if output is None else str(output), _settings().session)
     return Plan(spec, [wanted.change(text) for text in options.change or []])
 
@@ -330,15 +332,21 @@ def recover(
 def archive(
     session: Annotated[Path, typer.Argument(metavar="SESSION", help="Folder of a session's results.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new HDF5 file, or one left incomplete.")],
+    follow: Annotated[bool, typer.Option("--follow", hidden=True)] = False,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> int:
     """Pack a session's measurements into one file.
 
     HDF5 that any reader can read (docs/archive.md); also of a session whose control plane died, and to
     complete an archive that was left unfinished.
     """
-    from services.archiving import pack
+    if parent is not None:
+        from services.lifeline import end_with
 
-    return _steered("archive", lambda: pack(session, file))
+        end_with(parent)
+    from services import archiving
+
+    return _steered("archive", lambda: (archiving.follow if follow else archiving.pack)(session, file))
 
 
 @app.command(cls=Command, rich_help_panel=FILES)
@@ -525,6 +533,7 @@ def reconstructor(
         "reconstructor",
         lambda settings: run_worker(settings, name),
         parent,
+        name,
         control_endpoint=control_endpoint,
         data_endpoint=data_endpoint,
         device=device,
@@ -532,20 +541,21 @@ def reconstructor(
     )
 
 
-def _part(command: str, run: Callable[[Any], int], parent: int | None, **options: Any) -> int:
+def _part(
+    command: str, run: Callable[[Any], int], parent: int | None, name: str | None = None, **options: Any
+) -> int:
     """Run one process of the system with the settings in force."""
+    from common.logs import configure
     from common.settings import Settings
     from services.lifeline import end_with
 
     if parent is not None:
         end_with(parent)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         settings = Settings.load(**options)
     except ValueError as error:
-        print(f"cryoflux {command}: {error}", file=sys.stderr)
-        return 2
+        return fail(command, CannotRun(str(error), exit_code=2))
+    configure(settings.log_format, settings.log_level, component=command, name=name or command)
     return run(settings)
 
 

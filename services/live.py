@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from services.archiving import remove_archive
 from services.client import INTERRUPTED, Ending, Plan, Remote, Steering, run
 from services.control_plane.server import listen
 from services.display import Display, serving
@@ -61,6 +62,8 @@ def live(plan: Plan, place: Place, *, overwrite: bool) -> int:
     output = Path(plan.spec.output or "output").absolute()
     plan = Plan(plan.spec.model_copy(update={"output": str(output)}), plan.changes)
     prepare_output(output, overwrite=overwrite)
+    if overwrite and plan.spec.archive is not None:
+        remove_archive(Path(plan.spec.archive))
     place.check()
     display = Display()
     supervisor = Supervisor(

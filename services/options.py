@@ -210,6 +210,10 @@ class CameraOptions:
             metavar="NAME",
         ),
     ] = None
+    archive: Annotated[
+        str | None,
+        _option(CAMERA, "New HDF5 file for the measurements and all that belongs to them.", metavar="FILE"),
+    ] = None
     change: Annotated[
         list[str] | None,
         _option(CAMERA, "Change C by REST when that frame is reached; repeatable.", metavar="FRAME=C"),

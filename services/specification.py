@@ -50,6 +50,7 @@ OPTION_OF = {
     "recovery.free_share": "--free-share",
     "link_mbit_per_s": "--link-mbit-per-s",
     "output": "--output",
+    "archive": "--archive",
 }
 ONLY_FOR = {"kernel_size": "coded-aperture", "mask_count": "coded-aperture", "pattern": "phase-plate",
             "symmetry": "phase-plate"}  # fmt: skip
@@ -97,7 +98,7 @@ def asked(options: SessionOptions, output: str | None, defaults: Mapping[str, An
     return session(
         **{
             **{name: value for name, value in defaults.items() if name not in PARTS},
-            **given(link_mbit_per_s=options.link_mbit_per_s, output=output),
+            **given(link_mbit_per_s=options.link_mbit_per_s, output=output, archive=options.archive),
         },
         source=_asked_source(options, defaults.get("source", {})),
         mask=_asked_mask(options, defaults.get("mask", {})),

@@ -58,6 +58,7 @@ class Session(BaseModel):
     recovery: list[RecoverySetting] = []
     workers: Tally = Tally()
     quality: dict[str, dict[str, float]] | None = None
+    archive: dict[str, Any] | None = None  # what the completed archive holds, or why there is none
     events: int = 0
     points: int = 0
     judged: dict[str, float] = {}

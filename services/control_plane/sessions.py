@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from common.wire.control import error_line
 from common.wire.messages import Event, Registered
 from reconstructor.recovery import METHODS, check_recovery
 from reconstructor.writer import Summary
+from services.control_plane.archiver import Archiver, cannot_begin
 from services.control_plane.bus import Bus, CommandError, Component
 from services.control_plane.chronicle import Chronicle, Lines
 from services.control_plane.metrics import Metrics, RateWindow, metrics, recent_quality
@@ -88,6 +90,7 @@ class Sessions:
         self._steering = asyncio.Lock()  # one change at a time, each with its own effective frame
         self._restored = False  # read from the store, not yet compared with what the detector does
         self._finishing = False
+        self._archiver: Archiver | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def restore(self) -> None:
@@ -111,6 +114,8 @@ class Sessions:
             self._fail(session, "the control plane was restarted while the session was being opened")
         elif session.over:
             self._close(session)
+        else:
+            self._archive(session)
         self.followers.ring()
 
     async def close(self) -> None:
@@ -118,6 +123,8 @@ class Sessions:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._archiver is not None:
+            await self._archiver.close()
 
     # ---- what is known
 
@@ -230,6 +237,8 @@ class Sessions:
         if self.active is not None:
             raise WrongState(f"session {self.active.id} is {self.active.state}; stop it first")
         self._check_recovery(spec.recovery)
+        if spec.archive is not None and (wrong := cannot_begin(Path(spec.archive).absolute())):
+            raise InvalidValue([FieldProblem("archive", wrong)])
         detector = self._detector()
         workers = [worker for worker in self._bus.workers if worker.present]
         if not workers:
@@ -260,6 +269,7 @@ class Sessions:
         first = {"effective_from_frame": 0, "error_bound": configuration.codec.error_bound}
         self._acquires(session, {**configuration.model_dump(mode="json"), **first})
         self._note(session, "started", f"session {session.id} started; results go to {opened['output']}")
+        self._archive(session)
         self._listen_again(session, detector)
         return session
 
@@ -536,9 +546,35 @@ class Sessions:
             self._apply(session, Trigger.FINISHED)
         self._start_task(self._complete(session, accounts_are_final))
 
+    def _archive(self, session: Session) -> None:
+        """Have the session's archive packed, if it wants one."""
+        self._archiver = None
+        if session.spec.archive is None or not session.opened:
+            return
+        output, file = Path(session.opened["output"]), Path(session.spec.archive).absolute()
+
+        def failed(line: str) -> None:
+            later = f"frames are not concerned; later: cryoflux archive {output} FILE"
+            self._note(session, "archive_failed", f"{line} ({later})")
+
+        self._archiver = Archiver(output, file, session.spec.model_dump(mode="json"), failed)
+        self._start_task(self._archiver.start())
+
+    async def _complete_archive(self, session: Session, account: dict[str, Any]) -> None:
+        """Wait for the archive; the session ends well without it."""
+        if self._archiver is None:
+            return
+        session.archive = account["archive"] = await self._archiver.finish(account)
+        self._archiver = None
+        if "error" not in session.archive:
+            held = f"{session.archive['frames']} frames in {session.archive['bytes']} bytes"
+            self._note(session, "archive", f"archive {session.archive['path']}: {held}")
+        await asyncio.to_thread(write_report, account, Path(session.opened["output"]))
+
     async def _complete(self, session: Session, accounts_are_final: bool) -> None:
         try:
-            await asyncio.to_thread(self._write_results, session, accounts_are_final)
+            account = await asyncio.to_thread(self._write_results, session, accounts_are_final)
+            await self._complete_archive(session, account)
         except Exception as error:  # whatever is wrong with the folder, the session must come to an end
             log.exception("results of session %s could not be finalised", session.id)
             session.error = "; ".join(
@@ -551,16 +587,18 @@ class Sessions:
             self._note(session, "completed", f"results in {session.opened['output']}")
             self._close(session)
 
-    def _write_results(self, session: Session, accounts_are_final: bool) -> None:
+    def _write_results(self, session: Session, accounts_are_final: bool) -> dict[str, Any]:
         if not session.opened:
-            return
+            return {}
         output = Path(session.opened["output"])
         if not accounts_are_final:
             session.counters = final_accounts(output, session.counters, session.error)
         summary = self._finalise(output, session.opened, session.counters)
         session.quality = summary.quality
         ended = State.FAILED if session.error else State.COMPLETED
-        write_report(report(session.model_copy(update={"state": ended}), summary), output)
+        account = report(session.model_copy(update={"state": ended}), summary)
+        written: dict[str, Any] = json.loads(write_report(account, output).read_text())
+        return written
 
     def _fail(self, session: Session, error: str) -> None:
         if session.over:
