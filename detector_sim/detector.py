@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import Counter
@@ -16,7 +15,9 @@ from typing import Any
 import zmq
 from pydantic import BaseModel, ConfigDict, Field
 
+from common.ending import ending_signals
 from common.exposition import Exposition, registry_of
+from common.logs import about, last_word
 from common.operators.spec import MaskSpec
 from common.session import SessionSpec
 from common.settings import Settings
@@ -140,7 +141,9 @@ class Detector:
                 return self._open(OpenArguments.model_validate(arguments))
             case "acquisition":
                 wanted = AcquisitionArguments.model_validate(arguments)
-                return self._running().change(wanted.mask, wanted.compression_factor)
+                changed = self._running().change(wanted.mask, wanted.compression_factor)
+                about(config=changed["config_id"])
+                return changed
             case "pause":
                 self._running().pause()
             case "resume":
@@ -166,7 +169,9 @@ class Detector:
                 self._past = self._past.with_those_of(self._series.totals())
             self._series = series
         series.start()
-        return series.describe()
+        opened = series.describe()
+        about(session=opened["session"], config=opened["configuration"]["config_id"])
+        return opened
 
     def _running(self) -> Series:
         if self._series is None:
@@ -285,14 +290,14 @@ def run_detector(settings: Settings) -> int:
         exposition = Exposition(settings.metrics_host, settings.metrics_port)
         detector = Detector(settings, context, metrics_address=exposition.address)
     except OSError as error:
-        print(f"cryoflux detector: {error.strerror}", file=sys.stderr)
+        last_word(f"cryoflux detector: {error.strerror}")
         return 1
     asked_again = threading.Event()
 
     def ask(number: int, frame: object) -> None:
         (asked_again if detector.wanted.is_set() else detector.wanted).set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         signal.signal(number, ask)
     exposition.serve(registry_of(lambda: families(detector.figures())))
     detector.start()

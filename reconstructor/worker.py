@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -26,8 +25,10 @@ from prometheus_client.metrics_core import Metric as Family
 from pydantic import BaseModel, ConfigDict, Field
 
 from common import metrics
+from common.ending import ending_signals
 from common.exposition import Exposition, registry_of
 from common.gpu import gpu_of
+from common.logs import about, last_word
 from common.session import RecoverySpec
 from common.settings import Settings
 from common.wire.control import ControlClient, error_line
@@ -338,6 +339,7 @@ class Worker:
         if start.series == self._series:
             return  # the same series, over a new connection
         self._series = start.series
+        about(session=start.session)
         self._recoverer.start(start)
         self._outbox.put(lambda: self._open(start))
 
@@ -353,6 +355,7 @@ class Worker:
                 break
             blocks.append(Block(next_header, follower.buffers))
             self._waiting.popleft()
+        about(config=header.config_id)
         choice, began = self._choice, time.monotonic()
         outcomes = self._recoverer.recover(blocks, choice)
         seconds = time.monotonic() - began
@@ -446,9 +449,9 @@ def run_worker(settings: Settings, name: str) -> int:
         exposition = Exposition(settings.metrics_host, settings.metrics_port)
         worker = Worker(settings, name, context, metrics_address=exposition.address)
     except (OSError, RuntimeError) as error:  # an endpoint or a device that does not exist
-        print(f"cryoflux reconstructor: {error_line(error)}", file=sys.stderr)
+        last_word(f"cryoflux reconstructor: {error_line(error)}")
         return 1
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         signal.signal(number, lambda number, frame: worker.wanted.set())
     exposition.serve(registry_of(worker.families))
     worker.start()
@@ -458,6 +461,6 @@ def run_worker(settings: Settings, name: str) -> int:
     exposition.close()
     context.term()
     if worker.failed:
-        print(f"cryoflux reconstructor: {worker.error}", file=sys.stderr)
+        last_word(f"cryoflux reconstructor: {worker.error}")
         return 1
     return 0

@@ -267,7 +267,7 @@ def _place(options: PlaceOptions) -> Place:
     settings = _settings(http_host=options.host, http_port=options.port)
     usual = settings.workers if "workers" in settings.model_fields_set else None
     workers = options.workers or usual or max(1, min(4, (os.cpu_count() or 1) - 1))
-    return Place(settings.http_host, settings.http_port, workers)
+    return Place(settings.http_host, settings.http_port, workers, settings.log_format)
 
 
 def _settings(**options: Any) -> Settings:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,8 +42,17 @@ class Ending:
 
     def catch(self, *numbers: signal.Signals) -> None:
         """Listen to these signals from now on."""
+        loop = asyncio.get_running_loop()
         for number in numbers:
-            asyncio.get_running_loop().add_signal_handler(number, self._ask)
+            loop.add_signal_handler(number, self._hang_up if number == signal.SIGHUP else self._ask)
+
+    def _hang_up(self) -> None:
+        """The terminal is gone: nothing can be shown there any more, and trying would fail."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (1, 2):
+            if stat.S_ISCHR(os.fstat(stream).st_mode):  # a file or a pipe goes on being written to
+                os.dup2(nowhere, stream)
+        self._ask()
 
     def _ask(self) -> None:
         if self.wanted.is_set():

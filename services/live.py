@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import signal
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -17,6 +16,8 @@ from typing import Any
 
 import httpx
 
+from common.ending import ending_signals
+from common.logs import Format
 from services.archiving import remove_archive
 from services.client import INTERRUPTED, Ending, Plan, Remote, Steering, run
 from services.control_plane.server import listen
@@ -40,6 +41,7 @@ class Place:
     host: str
     port: int
     workers: int
+    log_format: Format = "human"
 
     def check(self) -> None:
         """See that the port can be had.
@@ -70,7 +72,8 @@ def live(plan: Plan, place: Place, *, overwrite: bool) -> int:
         place.host,
         place.port,
         place.workers,
-        logs=output / "logs",
+        logs_folder=output / "logs",
+        log_format=place.log_format,
         state=output / "state.sqlite",
         report=display.warn,
     )
@@ -79,7 +82,7 @@ def live(plan: Plan, place: Place, *, overwrite: bool) -> int:
         async with Remote(address(place.host, supervisor.port)) as remote:
             if await _ready(remote, supervisor, ending) is None:
                 return INTERRUPTED
-            steering = Steering(remote, display, ending, supervisor.logs)
+            steering = Steering(remote, display, ending, supervisor.logs_folder)
             console = console_address(place.host, supervisor.port)
             await steering.start(plan.spec, place.workers, console)
             await steering.follow(plan.changes)
@@ -102,7 +105,8 @@ def serve(place: Place, *, results: Path, state: str | None, logs: Path) -> int:
         place.host,
         place.port,
         place.workers,
-        logs=logs,
+        logs_folder=logs,
+        log_format=place.log_format,
         state=state,
         results=results,
         report=display.warn,
@@ -165,7 +169,7 @@ async def _ready(remote: Remote, supervisor: Supervisor, ending: Ending) -> obje
     try:
         return await remote.until_ready(READY_SECONDS, ending)
     except CannotRun as error:
-        raise CannotRun(f"{error}; see {supervisor.logs}") from error
+        raise CannotRun(f"{error}; see {supervisor.logs_folder}") from error
 
 
 async def _supervised(
@@ -173,7 +177,7 @@ async def _supervised(
 ) -> int:
     """Do some work while the processes run; whatever becomes of it, none is left behind."""
     ending = Ending()
-    ending.catch(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ending.catch(*ending_signals())
     supervisor.start()
     working = asyncio.create_task(work(ending))
     others = [asyncio.create_task(_watch(supervisor)), asyncio.create_task(ending.at_once.wait())]
@@ -186,7 +190,7 @@ async def _supervised(
         display.warn("ended at once; what was not yet recovered is lost")
         return INTERRUPTED
     except GaveUp as error:
-        raise CannotRun(f"{error}; see {supervisor.logs}") from error
+        raise CannotRun(f"{error}; see {supervisor.logs_folder}") from error
     finally:
         display.close()
         for task in (working, *others):

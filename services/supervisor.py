@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shlex
 import socket
@@ -12,11 +14,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from common import logs
+
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 5.0
 RESTARTS = 5
 RESTART_WINDOW_SECONDS = 60.0
 GRACE_SECONDS = 15.0
+LAST_BYTES = 65_536  # of a log, that its last line is looked for in
 WRONG_SETTING = 2  # exit code of a part whose settings cannot be used
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -36,10 +41,20 @@ class Process:
         What it prints goes to the end of this file.
     threads : int
         For the numerical libraries it uses.
+    log_format : str
+        As which it writes its log.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path, *, threads: int) -> None:
-        self.name, self._log, self._threads = name, log, threads
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        threads: int,
+        log_format: logs.Format = "human",
+    ) -> None:
+        self.name, self._log, self._threads, self._log_format = name, log, threads, log_format
         self._command = [sys.executable, "-m", "services.cli", *arguments, "--parent", str(os.getpid())]
         self._process: subprocess.Popen[bytes] | None = None
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
@@ -54,7 +69,7 @@ class Process:
         """Start the command in a process group of its own, so that a Ctrl-C reaches only the supervisor."""
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(self._threads))}
         with self._log.open("ab") as log:
-            log.write(f"$ cryoflux {shlex.join(self._command[3:])}\n".encode())
+            log.write(self._first_line().encode())
             log.flush()
             self._process = subprocess.Popen(
                 self._command,
@@ -64,6 +79,13 @@ class Process:
                 env=environment,
                 process_group=0,
             )
+
+    def _first_line(self) -> str:
+        command = f"$ cryoflux {shlex.join(self._command[3:])}"
+        if self._log_format == "human":
+            return f"{command}\n"
+        record = logging.makeLogRecord({"name": "supervisor", "levelname": "INFO", "msg": command})
+        return logs.formatter("json", component="supervisor", name=self.name).format(record) + "\n"
 
     def watch(self, now: float) -> str | None:
         """Start the command again if it is dead and its pause is over; what happened, in one line.
@@ -97,9 +119,9 @@ class Process:
     def last_words(self) -> str:
         """The last line of its log."""
         with self._log.open("rb") as log:
-            log.seek(max(0, self._log.stat().st_size - 4096))
+            log.seek(max(0, self._log.stat().st_size - LAST_BYTES))
             lines = log.read().decode(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else ""
+        return _message(lines[-1].strip()) if lines else ""
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -126,7 +148,7 @@ class Supervisor:
         Of the REST interface; port 0: any free one.
     workers : int
         How many; each gets its share of the cores, less one for the detector where there are several.
-    logs : Path
+    logs_folder : Path
         Folder of the processes' logs.
     state : str or Path, optional
         The state store; else as the settings say.
@@ -142,18 +164,19 @@ class Supervisor:
         port: int,
         workers: int,
         *,
-        logs: Path,
+        logs_folder: Path,
         state: str | Path | None = None,
         results: Path | None = None,
+        log_format: logs.Format = "human",
         report: Callable[[str], None],
     ) -> None:
         self._report = report
-        self.logs = logs
+        self.logs_folder = logs_folder
         cores = os.cpu_count() or 1
         threads = max(1, (cores - 1) // workers)
         self.port = port or free_port(host)
         control = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
-        logs.mkdir(parents=True, exist_ok=True)
+        logs_folder.mkdir(parents=True, exist_ok=True)
         common = ["--control-endpoint", control]
         self.control = Process(
             "control",
@@ -162,21 +185,24 @@ class Supervisor:
                 *(("--state", str(state)) if state is not None else ()),
                 *(("--results", str(results.absolute())) if results is not None else ()),
             ],
-            logs / "control.log",
+            logs_folder / "control.log",
             threads=1,
+            log_format=log_format,
         )
         self.detector = Process(
             "detector",
             ["detector", *common, "--data-bind", "tcp://127.0.0.1:0"],
-            logs / "detector.log",
+            logs_folder / "detector.log",
             threads=max(1, cores - workers * threads),
+            log_format=log_format,
         )
         self.workers = [
             Process(
                 name,
                 ["reconstructor", "--name", name, *common, "--threads", str(threads)],
-                logs / f"{name}.log",
+                logs_folder / f"{name}.log",
                 threads=threads,
+                log_format=log_format,
             )
             for name in (f"worker-{number}" for number in range(1, workers + 1))
         ]
@@ -211,6 +237,14 @@ class Supervisor:
         until = time.monotonic() + grace_seconds
         for process in self.processes:
             process.wait(until)
+
+
+def _message(line: str) -> str:
+    """What a line of a log says, JSON or not."""
+    try:
+        return json.loads(line)["message"]
+    except (ValueError, KeyError, TypeError):
+        return line
 
 
 def free_port(host: str) -> int:

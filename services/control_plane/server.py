@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
 import uvicorn
 
+from common.ending import ending_signals
+from common.logs import last_word
 from common.settings import Settings
 from common.state.opening import open_store
 from common.state.store import StoreError
@@ -78,7 +78,7 @@ def run_control(settings: Settings) -> int:
         bus = Bus(settings.control_endpoint, silent_after_seconds=settings.silent_after_seconds)
         recorder = Recorder(open_store(settings.state))
     except (OSError, StoreError) as error:
-        print(f"cryoflux control: {getattr(error, 'strerror', None) or error_line(error)}", file=sys.stderr)
+        last_word(f"cryoflux control: {getattr(error, 'strerror', None) or error_line(error)}")
         return 1
     # torch comes with these and takes its time; a port that is taken should be told at once
     from reconstructor.writer import finalise
@@ -88,7 +88,12 @@ def run_control(settings: Settings) -> int:
     log.info("REST on http://%s:%d, control bus on %s", host, port, bus.endpoint)
     app = create_app(bus, recorder, finalise, settings.results)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS, lifespan="on"
+        app,
+        log_config=None,  # uvicorn's lines go where ours do
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        lifespan="on",
     )
     asyncio.run(_serve(Server(config), listener))
     return 0
@@ -96,6 +101,6 @@ def run_control(settings: Settings) -> int:
 
 async def _serve(server: Server, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         loop.add_signal_handler(number, setattr, server, "should_exit", True)
     await server.serve(sockets=[listener])

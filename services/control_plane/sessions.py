@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.configuration import Configuration
+from common.logs import about
 from common.operators.spec import MaskSpec
 from common.session import RecoverySpec, SessionSpec
 from common.state.store import EventRecord, Store, StoreError
@@ -488,6 +489,7 @@ class Sessions:
             {name: result[name] for name in AcquisitionSetting.model_fields}
         )
         session.acquisition.append(setting)
+        about(session=session.id, config=setting.config_id)
         number, document = len(session.acquisition), setting.model_dump(mode="json")
         self._recorder.write(lambda store: store.save_configuration(session.id, number, document))
         self._save(session)
