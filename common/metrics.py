@@ -43,6 +43,14 @@ EVENT_KINDS = (
     "registered",
     "silent",
     "returned",
+    "store_failing",
+    "store_back",
+    "spool_failed",
+    "spool_back",
+    "spool_damaged",
+    "resumed",
+    "archive",
+    "archive_failed",
     "worker_joined",
     "worker_left",
     "worker_silent",
@@ -455,7 +463,7 @@ SESSION_FREE_RESIDUAL = _metric(
 COMPONENTS = _metric(
     "cryoflux_components", "gauge", CONTROL,
     "Processes on the control bus: present, or silent (not heard for seconds; forgotten after a minute).",
-    ("component", "state"),
+    ("kind", "state"),
 )  # fmt: skip
 EVENTS = _metric(
     "cryoflux_events_total", "counter", CONTROL, "Lines added to sessions' histories.", ("kind",)

@@ -14,12 +14,14 @@ from services.control_plane import problems
 from services.control_plane.bus import Bus
 from services.control_plane.problems import Problem
 from services.control_plane.recorder import Recorder
+from services.control_plane.requests import timed
 from services.control_plane.routes import (
     acquisition,
     console,
     frames,
     health,
     metrics,
+    monitoring,
     recovery,
     sessions,
     stream,
@@ -74,8 +76,10 @@ def routed(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | No
     for resource in (sessions, stream, acquisition, recovery, metrics, frames):
         app.include_router(resource.router, prefix=BASE)
     app.include_router(health.router)
+    app.include_router(monitoring.router)
     app.include_router(console.router)
     problems.install(app)
+    app.state.requests = timed(app)
     _document_problems(app)
     return app
 

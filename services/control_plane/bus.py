@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import zmq
 
 from common.wire.link import Bell, Link, Malformed, PeerGone, Received
-from common.wire.messages import Command, Event, Message, Register, Registered, Reply, Telemetry
+from common.wire.messages import Command, Event, Message, Register, Registered, Reply, Telemetry, encode
 
 log = logging.getLogger(__name__)
 
@@ -157,12 +157,17 @@ class Bus:
         return present[-1] if present else None
 
     @property
+    def components(self) -> list[Component]:
+        """All components; one that is not heard is kept for a while, until another has its name."""
+        known = self._components.values()
+        heard = {(component.kind, component.name) for component in known if component.present}
+        shown = (c for c in known if c.present or (c.kind, c.name) not in heard)
+        return sorted(shown, key=lambda component: (component.kind, component.name))
+
+    @property
     def workers(self) -> list[Component]:
         """All workers by name; one that is not heard is kept for a while, until another has its name."""
-        workers = [c for c in self._components.values() if c.kind == "reconstructor"]
-        heard = {worker.name for worker in workers if worker.present}
-        shown = (worker for worker in workers if worker.present or worker.name not in heard)
-        return sorted(shown, key=lambda worker: worker.name)
+        return [component for component in self.components if component.kind == "reconstructor"]
 
     # ---- commands
 
@@ -177,9 +182,14 @@ class Bus:
             If it refuses, fails, is gone, or does not answer within ``timeout`` seconds.
         """
         request = uuid.uuid4().hex
+        command = Command(request=request, verb=verb, arguments=arguments)
+        try:
+            encode(command)  # what cannot travel must not come as far as the bus's thread
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CommandError("invalid", f"the command {verb!r} cannot be sent: {error}") from error
         answer: asyncio.Future[Reply] = self._loop.create_future()
         self._pending[request] = (component.identity, answer)
-        self._send(component.identity, Command(request=request, verb=verb, arguments=arguments))
+        self._send(component.identity, command)
         try:
             reply = await asyncio.wait_for(answer, timeout)
         except TimeoutError:
