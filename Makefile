@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install live test lint bench clean
+.PHONY: help install live test lint bench monitoring clean
 
 help:
 	@echo "make live    a whole compressive session on this machine, with the specimen simulator"
 	@echo "make test    lint, unit and integration tests"
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   speed as ratios of the same run (docs/performance.md)"
+	@echo "make monitoring  Grafana dashboards and the table of metrics, anew (docs/monitoring.md)"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -30,6 +31,9 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+monitoring: install
+	$(BIN)/python -m services.monitoring.generate
 
 clean:
 	rm -rf .venv output
