@@ -67,7 +67,11 @@ class Process:
 
     def start(self) -> None:
         """Start the command in a process group of its own, so that a Ctrl-C reaches only the supervisor."""
-        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(self._threads))}
+        environment = {
+            **os.environ,
+            **dict.fromkeys(THREAD_VARIABLES, str(self._threads)),
+            "CRYOFLUX_METRICS_PORT": "0",  # all of them on one machine: each tells where it serves its own
+        }
         with self._log.open("ab") as log:
             log.write(self._first_line().encode())
             log.flush()

@@ -18,7 +18,7 @@ import httpx
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "services/monitoring"
-PATIENCE_SECONDS = 40.0
+PATIENCE_SECONDS = 120.0
 SCRAPE_SECONDS = 1
 
 

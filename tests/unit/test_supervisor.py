@@ -49,6 +49,13 @@ def test_a_running_process_is_left_alone(tmp_path: Path) -> None:
     child.wait(time.monotonic() + PATIENCE_SECONDS)
 
 
+def test_parts_on_one_machine_do_not_fight_for_a_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRYOFLUX_METRICS_PORT", "9100")
+    code = "from common.settings import Settings; print(Settings.load().metrics_port)"
+    ended(child := started(tmp_path, code))
+    says(child, "0")
+
+
 def test_a_dead_process_is_started_again_after_a_pause_that_grows(tmp_path: Path) -> None:
     child = started(tmp_path, "import sys; print('no luck'); sys.exit(3)")
     pauses = []
