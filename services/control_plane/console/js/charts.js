@@ -87,7 +87,7 @@ export class Charts {
     }
     for (const panel of this.panels) {
       panel.plot?.destroy();
-      panel.plot = null;
+      panel.plot = panel.drawn = null;
     }
     this.refresh();
   }
@@ -128,12 +128,16 @@ export class Charts {
       "aria-labelledby": `chart-${what.id}-title` },
     element("figcaption", {}, title, when, element("ul", { class: "legend" }, ...legend)), canvas, empty);
     place.append(figure);
-    return { what, values, when, canvas, empty, figure, legend, plot: null, data: null, marks: 0 };
+    return { what, values, when, canvas, empty, figure, legend, plot: null, data: null, drawn: null };
   }
 
   #refresh(panel) {
     const { series, origin } = this.model;
     const range = this.#range();
+    if (!this.#moved(panel, range)) {
+      this.#tell(panel);
+      return;
+    }
     const names = panel.what.series.map(([name]) => name);
     panel.data = series.view(names, origin, range[0]);
     const none = panel.data[0].length === 0;
@@ -148,6 +152,23 @@ export class Charts {
       panel.plot.setScale("x", { min: range[0], max: range[1] });
     });
     this.#tell(panel);
+  }
+
+  /**
+   * Whether a chart would look otherwise. A drawing that moves by less than a pixel is not worth the work: an
+   * hour on 300 pixels is drawn anew every twelve seconds, a minute every time.
+   */
+  #moved(panel, range) {
+    const pixel = (range[1] - range[0]) / Math.max(120, panel.canvas.clientWidth);
+    const limits = this.#limits(panel.what).map(([value]) => number(value));
+    const look = [this.model.session?.id, this.model.changes().length, this.zoom, this.span, limits].join();
+    const { drawn } = panel;
+    const { series, origin } = this.model;
+    const edges = [...range, series.length ? series.columns.at[series.length - 1] - origin : -Infinity];
+    const near = drawn !== null && edges.every((at, n) => at === drawn.edges[n] || Math.abs(at - drawn.edges[n]) < pixel);
+    if (panel.plot !== null && near && drawn.look === look) return false;
+    panel.drawn = { edges, look };
+    return true;
   }
 
   /** The values at the cursor, else the newest. */

@@ -71,29 +71,30 @@ function redraw(names) {
 
 let toldState = null;
 
-const stream = new Stream(
-  (kind, data) => {
-    model.hear(kind, data);
-    if (kind === "session") {
-      stream.expectsMore = model.active;
-      const state = `${data.id} ${data.state}`;
-      if (state !== toldState) {
-        if (toldState !== null || data.state !== "completed") say(by("announce"), `The session is ${data.state}.`);
-        toldState = state;
-      }
+function hear(kind, data) {
+  model.hear(kind, data);
+  if (kind === "session") {
+    stream.expectsMore = model.active;
+    const state = `${data.id} ${data.state}`;
+    if (state !== toldState) {
+      if (toldState !== null || data.state !== "completed") say(by("announce"), `The session is ${data.state}.`);
+      toldState = state;
     }
-    redraw(DRAWN[kind]);
-  },
-  (connected) => {
-    if (model.connected !== null && model.connected !== connected) {
-      say(by("announce"), connected ? "Connected again." : "Connection lost; reconnecting.");
-    }
-    model.connected = connected;
-    mark(by("link"), "data-link", connected ? "live" : "lost");
-    say(by("link").lastElementChild, connected ? "live" : "reconnecting");
-    redraw(["notices", "standing"]);
-  },
-);
+  }
+  redraw(DRAWN[kind]);
+}
+
+function standing(connected) {
+  if (model.connected !== null && model.connected !== connected) {
+    say(by("announce"), connected ? "Connected again." : "Connection lost; reconnecting.");
+  }
+  model.connected = connected;
+  mark(by("link"), "data-link", connected ? "live" : "lost");
+  say(by("link").lastElementChild, connected ? "live" : "reconnecting");
+  redraw(["notices", "standing"]);
+}
+
+const stream = new Stream(hear, standing);
 
 // ---- the page's own controls
 
@@ -138,4 +139,4 @@ fetch(new URL("healthz", root), { cache: "no-store" })
   .catch(() => {}); // the notice says that the connection is lost
 
 // for tests and the benchmark: what the page believes
-globalThis.cryoflux = { model };
+globalThis.cryoflux = { model, hear };
