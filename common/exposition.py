@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 PATH = "/metrics"
 PATIENCE_SECONDS = 10.0
+CLOSING_SECONDS = 0.2
 EVERYWHERE = ("0.0.0.0", "::", "")
 
 
@@ -93,7 +94,9 @@ class Exposition:
             hint = "set CRYOFLUX_METRICS_PORT to another port, or 0 for any"
             raise OSError(error.errno, f"{where}: {os.strerror(error.errno or 0)}; {hint}") from error
         self._host = host
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(CLOSING_SECONDS,), name="metrics", daemon=True
+        )
 
     @property
     def port(self) -> int:

@@ -7,6 +7,7 @@ few values that are known beforehand, or are bounded: no session, frame or file 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.utils import floatToGoString
 
 Kind = Literal["counter", "gauge", "histogram", "summary"]
 Part = Literal["control", "detector", "reconstructor"]
@@ -101,9 +103,9 @@ class Distribution:
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by upper bound, +Inf included."""
         total, buckets = 0, list[tuple[str, float]]()
-        for bound, count in zip((*map(str_of, self.bounds), "+Inf"), self.counts, strict=True):
+        for bound, count in zip((*self.bounds, math.inf), self.counts, strict=True):
             total += count
-            buckets.append((bound, total))
+            buckets.append((floatToGoString(bound), total))  # as every version of Prometheus shows them
         return buckets
 
 

@@ -65,8 +65,11 @@ class SeriesTotals:
 
     def with_those_of(self, other: SeriesTotals) -> SeriesTotals:
         """The sums of both."""
-        names = (name.name for name in fields(self))
-        return SeriesTotals(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        numbers = [name.name for name in fields(self) if name.name != "frames"]
+        frames = Counter(self.frames)
+        frames.update(other.frames)  # unlike the sum of two, keeps a mask that has no frame yet
+        sums = {name: getattr(self, name) + getattr(other, name) for name in numbers}
+        return SeriesTotals(**sums, frames=frames)
 
 
 @dataclass(eq=False, slots=True)

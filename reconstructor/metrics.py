@@ -37,23 +37,33 @@ class Measured:
         with self._lock:
             self._write.observe(seconds)
 
-    def configuration(self, config_id: str, mask: str) -> None:
+    def configuration(self, config_id: str, mask: str, compression_factor: float) -> None:
         """The kind of mask of a configuration; told before the first results that have it."""
         self._masks[config_id] = mask
+        with self._lock:
+            self._labels(mask, compression_factor)
+
+    def _labels(self, mask: str, compression_factor: float) -> metrics.Labels:
+        """The labels of a mask; where they are new, every metric has them from now on."""
+        known = self._quality[metrics.FREE_RESIDUAL]
+        labels = metrics.setting_labels(mask, compression_factor, known)
+        if labels not in known:
+            for metric, by_labels in self._quality.items():
+                by_labels[labels] = metric.distribution()
+        return labels
 
     def judged(self, results: Results) -> None:
         """Quality of frames whose results are durable."""
         mask = self._masks.get(results.header.config_id, metrics.OTHER)
         with self._lock:
-            known = self._quality[metrics.FREE_RESIDUAL]
-            labels = metrics.setting_labels(mask, results.compression_factor, known)
+            labels = self._labels(mask, results.compression_factor)
             for metric, values in (
                 (metrics.FREE_RESIDUAL, results.free_residual),
                 (metrics.PSNR, results.psnr.values()),
                 (metrics.SSIM, results.ssim.values()),
                 (metrics.FRC_RESOLUTION, results.frc_resolution_angstrom.values()),
             ):
-                self._add(self._quality[metric].setdefault(labels, metric.distribution()), values)
+                self._add(self._quality[metric][labels], values)
 
     @staticmethod
     def _add(into: metrics.Distribution, values: Iterable[float | None]) -> None:

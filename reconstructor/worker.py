@@ -409,7 +409,9 @@ class Worker:
         assert self._writer is not None
         self._writer.configure(notice)
         configuration = notice.configuration
-        self._measured.configuration(configuration["config_id"], configuration["mask"]["kind"])
+        self._measured.configuration(
+            configuration["config_id"], configuration["mask"]["kind"], configuration["compression_factor"]
+        )
 
     def _finish(self, outcomes: list[Outcome]) -> None:
         """Make results durable, then answer for their blocks."""

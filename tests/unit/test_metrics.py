@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from common import metrics
@@ -117,7 +119,7 @@ def test_a_bucket_takes_its_upper_bound() -> None:
     distribution = metrics.Distribution((1, 2))
     for observed in (0.5, 1, 1.5, 2, 2.5):
         distribution.observe(observed)
-    assert distribution.buckets() == [("1", 2), ("2", 4), ("+Inf", 5)]
+    assert distribution.buckets() == [("1.0", 2), ("2.0", 4), ("+Inf", 5)]
     assert (distribution.count, distribution.sum) == (5, 7.5)
 
 
@@ -255,9 +257,33 @@ def results(**quality: Any) -> Results:
     )  # fmt: skip
 
 
+def test_a_mask_is_there_before_its_first_frames() -> None:
+    """So that the first ones are seen as an increase."""
+    measured = Measured()
+    measured.configuration("c", "coded-aperture", 2.0)
+    found = samples(measured.families())
+    labels = {"mask": "coded-aperture", "compression_factor": "2"}
+    assert value(found, "cryoflux_frame_psnr_decibels_count", **labels) == 0
+    frames = SeriesTotals(frames=Counter({("coded-aperture", 2.0): 0}))
+    for series in (frames, SeriesTotals().with_those_of(frames)):
+        found = samples(families(figures(series=series)))
+        assert value(found, "cryoflux_configuration_frames_total", **labels) == 0
+
+
+def test_both_of_prometheus_text_formats_can_be_read() -> None:
+    measured = Measured()
+    measured.configuration("c", "coded-aperture", 2.0)
+    measured.batch("dct", 3, 0.125)
+    found = [*measured.families(), *families(figures(totals=Totals(acquired=7)))]
+    text = openmetrics_text(registry_of(lambda: found)).decode()
+    told = {s.name: s.value for f in openmetrics_families(text) for s in f.samples}
+    assert told["cryoflux_frames_acquired_total"] == 7
+    assert told["cryoflux_batch_frames_sum"] == 3
+
+
 def test_quality_is_told_by_mask_and_factor() -> None:
     measured = Measured()
-    measured.configuration("c", "coded-aperture")
+    measured.configuration("c", "coded-aperture", 2.0)
     measured.judged(results(psnr={0: 21.0, 1: float("inf")}, ssim={0: -0.25}))
     measured.judged(results(psnr={0: 23.0}, free_residual=[float("nan"), 1.5]))
     found = samples(measured.families())

@@ -49,7 +49,7 @@ def test_a_running_process_is_left_alone(tmp_path: Path) -> None:
     child.wait(time.monotonic() + PATIENCE_SECONDS)
 
 
-def test_parts_on_one_machine_do_not_fight_for_a_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_on_one_machine_have_their_own_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRYOFLUX_METRICS_PORT", "9100")
     code = "from common.settings import Settings; print(Settings.load().metrics_port)"
     ended(child := started(tmp_path, code))

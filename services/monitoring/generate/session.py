@@ -72,6 +72,7 @@ def session() -> dashboard.Dashboard:
                 "Of the session that runs or ran last.",
                 Query("cryoflux_session_state == 1", "{{state}}"),
                 by_name=STATES,
+                width=3,
             )
         )
         .with_panel(
@@ -83,6 +84,7 @@ def session() -> dashboard.Dashboard:
                 unit=RATIO,
                 decimals=2,
                 thresholds=steps((None, "orange"), (1, "green")),
+                width=3,
             )
         )
         .with_panel(
@@ -94,6 +96,7 @@ def session() -> dashboard.Dashboard:
                 unit=RATIO,
                 decimals=2,
                 thresholds=steps((None, "orange"), (1, "green")),
+                width=3,
             )
         )
         .with_panel(
@@ -104,6 +107,31 @@ def session() -> dashboard.Dashboard:
                 unit=FRAMES_PER_SECOND,
                 decimals=1,
                 sparkline=True,
+                width=3,
+            )
+        )
+        .with_panel(
+            stat(
+                "Against raw frames",
+                "Frames per second acquired, over what the same link would carry of raw frames.",
+                Query(
+                    f"sum(rate(cryoflux_frames_acquired_total{RATE})) "
+                    "/ max(cryoflux_session_raw_frames_per_second_limit)"
+                ),
+                unit=RATIO,
+                width=3,
+                decimals=2,
+                thresholds=steps((None, "orange"), (1, "green")),
+            )
+        )
+        .with_panel(
+            stat(
+                "Latency",
+                "99 of 100 frames were recovered, and their results on disk, within this time.",
+                Query(quantile(0.99)),
+                unit=SECONDS,
+                width=3,
+                decimals=2,
             )
         )
         .with_panel(
@@ -114,6 +142,7 @@ def session() -> dashboard.Dashboard:
                 unit=FRAMES,
                 decimals=0,
                 thresholds=NONE_IS_GOOD,
+                width=3,
             )
         )
         .with_panel(
@@ -124,6 +153,7 @@ def session() -> dashboard.Dashboard:
                 unit=FRAMES,
                 decimals=0,
                 thresholds=NONE_IS_GOOD,
+                width=3,
             )
         )
         # ---- throughput
