@@ -15,6 +15,8 @@ from benchmarks.figure import Figure
 from common.wire.link import Received, keep_freed_memory
 from common.wire.messages import Ack, ArrayHeader, ConfigurationNotice, Frames, Start
 from detector_sim.publisher import Publisher
+from detector_sim.safekeeping import Safekeeping
+from detector_sim.spool import Head
 from reconstructor.subscriber import Subscriber
 
 REPEATS = 5
@@ -97,6 +99,7 @@ def _publish(receiver: Connection, payloads: list[bytes], count: int) -> float:
         heartbeat_seconds=1.0,
         silent_after_seconds=3.0,
         window_bytes=WINDOW_BYTES,
+        safekeeping=Safekeeping(None, 0, "pause", event),
         event=event,
         drained=over.set,
         failed=lambda error: over.set(),
@@ -104,20 +107,18 @@ def _publish(receiver: Connection, payloads: list[bytes], count: int) -> float:
     publisher.start()
     receiver.send(publisher.endpoint)
     joined.wait()
-    publisher.open(
-        Start(
-            series="s",
-            session="s",
-            frames_expected=count,
-            shape=(1, 1),
-            dtype="uint8",
-            pixel_size_angstrom=1.0,
-            output="",
-            optics={},
-            calibration={},
-        ),
-        None,
+    start = Start(
+        series="s",
+        session="s",
+        frames_expected=count,
+        shape=(1, 1),
+        dtype="uint8",
+        pixel_size_angstrom=1.0,
+        output="",
+        optics={},
+        calibration={},
     )
+    publisher.open(Head(start=start, spec={}, began_at=0.0), None, has_clock=False)
     publisher.configure(ConfigurationNotice(configuration={"config_id": "c"}))
     size = len(payloads[0])
     payload = ArrayHeader(shape=[1, size], dtype="uint8", coding="plain", bits=8)
@@ -131,7 +132,7 @@ def _publish(receiver: Connection, payloads: list[bytes], count: int) -> float:
     publisher.complete()
     over.wait()
     elapsed = time.perf_counter() - began
-    assert publisher.ledger.accounts() == (count, count, 0, {})
+    assert publisher.ledger.accounts() == (count, count, 0, 0, {})
     receiver.send("enough")
     publisher.close()
     context.term()

@@ -68,6 +68,17 @@ class Settings(BaseSettings):
         3.0, gt=0, le=600, description="no sign of a worker for so long: it is gone"
     )
     window_bytes: int = Field(256_000_000, ge=1, description="payload that may wait for its acknowledgement")
+    spool: str = Field(
+        "spool",
+        min_length=1,
+        description="folder where the detector keeps what is not acknowledged: it survives the process",
+    )
+    spool_bytes: int = Field(
+        4_000_000_000, ge=0, description="the spool may take; 0: none, and a killed detector loses frames"
+    )
+    spool_policy: Literal["pause", "drop"] = Field(
+        "pause", description="when the spool is full: the camera waits, or frames are dropped and counted"
+    )
     block_bytes: int = Field(1_000_000, ge=1, le=1_000_000_000, description="payload of one message, about")
     block_linger_ms: float = Field(
         50.0, ge=0, le=10_000, description="longest a frame waits for its block to fill"

@@ -78,7 +78,7 @@ class Assembler:
     publish : callable
         ``publish(header, buffers)`` takes a block.
     lose : callable
-        ``lose(count, reason)`` takes note of frames that cannot be coded.
+        ``lose(frame_ids, reason)`` takes note of frames that cannot be coded.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class Assembler:
         block_frames: int,
         linger_seconds: float,
         publish: Callable[[Frames, Sequence[Buffer]], None],
-        lose: Callable[[int, str], None],
+        lose: Callable[[list[int], str], None],
     ) -> None:
         self._series = series
         self._block_bytes, self._block_frames = block_bytes, min(block_frames, MAX_BLOCK_FRAMES)
@@ -154,7 +154,7 @@ class Assembler:
                 try:
                     self._send(shots.one(row))
                 except ValueError as error:
-                    self._lose(1, error_line(error))
+                    self._lose([shots.frame_ids[row]], error_line(error))
 
     def _send(self, shots: Shots) -> None:
         assert self._configuration is not None

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -26,7 +27,9 @@ from common.wire.link import keep_freed_memory
 from common.wire.messages import Register
 from detector_sim.metrics import Figures, families
 from detector_sim.publisher import Publisher
+from detector_sim.safekeeping import Safekeeping
 from detector_sim.series import Series, SeriesTotals
+from detector_sim.spool import Found, Spool
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,12 @@ class AcquisitionArguments(_Arguments):
 
     mask: MaskSpec | None = None
     compression_factor: float | None = None
+
+
+class AbandonArguments(_Arguments):
+    """Of the command *abandon*: why what is not delivered is given up."""
+
+    reason: str = Field(min_length=1)
 
 
 class Detector:
@@ -83,17 +92,25 @@ class Detector:
         self._over = threading.Event()  # no series is running
         self._over.set()
         self.wanted = threading.Event()  # set to have ``run_detector`` look at what happened
+        self._safekeeping = Safekeeping(
+            Path(settings.spool) if settings.spool_bytes else None,
+            settings.spool_bytes,
+            settings.spool_policy,
+            self._event,
+        )
         self._publisher = Publisher(
             context,
             settings.data_bind,
             heartbeat_seconds=settings.heartbeat_seconds,
             silent_after_seconds=settings.silent_after_seconds,
             window_bytes=settings.window_bytes,
+            safekeeping=self._safekeeping,
             event=self._event,
             drained=self._drained,
             failed=self.fail,
         )
         self.endpoint = settings.advertised(self._publisher.endpoint)
+        self._details: dict[str, Any] = {"metrics": metrics_address} if metrics_address else {}
         self._control = ControlClient(
             context,
             settings.control_endpoint,
@@ -103,7 +120,7 @@ class Detector:
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 data_endpoint=self.endpoint,
-                details={"metrics": metrics_address} if metrics_address else {},
+                details=self._details,
             ),
             command=self.obey,
             telemetry=self.telemetry,
@@ -112,9 +129,29 @@ class Detector:
         )
 
     def start(self) -> None:
-        """Serve workers and obey."""
+        """Serve workers and obey; first of all go on with what another process left unfinished."""
         self._publisher.start()
+        left = self._safekeeping.find()
+        if left is not None:
+            self._go_on(*left)
         self._control.start()
+
+    def _go_on(self, spool: Spool, found: Found) -> None:
+        start = found.head.start
+        try:
+            spec = SessionSpec.model_validate(found.head.spec)
+            series = Series(spec, start.session, self._publisher, self._settings, self._event, (spool, found))
+        except Exception as error:  # whatever it is, the next session must not suffer from it
+            log.exception("the series %s cannot be gone on with", start.series)
+            self._safekeeping.put_aside(spool, error)
+            return
+        self._details["session"] = start.session
+        self._over.clear()
+        self._series = series
+        series.start()
+        waiting = sum(len(block.frame_ids) for block in found.blocks)
+        told = f"the detector goes on with session {start.session} at frame {found.gathering_from}"
+        self._event("resumed", f"{told}; {waiting} frames of before are delivered from the spool")
 
     def close(self) -> None:
         """Leave; a series that still runs is given up, its frames counted as lost."""
@@ -123,6 +160,10 @@ class Detector:
             self._over.wait(PATIENCE_SECONDS)
         self._control.close()
         self._publisher.close()
+        if self._series is not None and self._over.is_set() and not self.failed:
+            self._safekeeping.end()
+        else:
+            self._safekeeping.close()
 
     # ---- commands
 
@@ -150,6 +191,8 @@ class Detector:
                 self._running().resume()
             case "stop":
                 self._running().stop()
+            case "abandon":
+                self._running().abandon(AbandonArguments.model_validate(arguments).reason)
             case _:
                 raise ValueError(f"a detector does not know the command {verb!r}")
         return {"state": self.state}
@@ -206,7 +249,7 @@ class Detector:
                 totals=ledger.totals(),
                 in_flight=ledger.in_flight,
                 queued=ledger.queued,
-                spooled=0,
+                spooled=ledger.spooled,
                 unacknowledged_bytes=ledger.held_bytes,
                 window_bytes=publisher.window_bytes,
                 series=self._past if series is None else self._past.with_those_of(series.totals()),

@@ -41,6 +41,12 @@ class LatencyHistogram:
         np.add.at(self._counts, bins.clip(0, len(self._counts) - 1), 1)
         self._recent.clear()
 
+    def restore(self, counts: Sequence[int], sum_seconds: float) -> None:
+        """Take over what another process has counted; of other bins nothing can be taken over."""
+        if len(counts) == len(self._counts):
+            self._counts = np.array(counts, dtype=np.int64)
+            self.sum_seconds = sum_seconds
+
     def with_those_of(self, other: LatencyHistogram) -> LatencyHistogram:
         """The latencies of both."""
         both = LatencyHistogram()

@@ -1,12 +1,14 @@
 """Who holds which frames: the accounts of a series, without a socket, a thread or a clock of its own.
 
-Every frame acquired is at every moment in exactly one of three states: acknowledged (its result is durable),
-in flight (gathering into a block, queued, or with a worker) or lost, with a reason. Blocks go out against
-credit; what a silent or departed worker held goes to others; late and repeated answers count once.
+Every frame acquired is at every moment in exactly one of four states: acknowledged (its result is durable),
+in flight (gathering into a block, queued, or with a worker), spooled (on disk, waiting for room in the
+window) or lost, with a reason. Blocks go out against credit, in the order they were added; what a silent or
+departed worker held goes to others; late and repeated answers count once.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,23 +29,31 @@ from common.wire.messages import (
     Start,
 )
 from detector_sim.latency import LatencyHistogram
+from detector_sim.spool import Answer, Found, compact
 
 ATTEMPTS = 3
 REASONS_KEPT = 32
+READ_AHEAD_BLOCKS = 16  # are kept ready to be sent while others wait in the spool
 
 
 class Accounts(NamedTuple):
-    """Frames of the series; ``acquired == acknowledged + in_flight + sum(lost.values())``."""
+    """Frames of the series; ``acquired == acknowledged + in_flight + spooled + sum(lost.values())``."""
 
     acquired: int
     acknowledged: int
     in_flight: int
+    spooled: int
     lost: dict[str, int]
+
+    @property
+    def unaccounted(self) -> int:
+        """Frames acquired that are nowhere; anything but 0 is an error."""
+        return self.acquired - self.acknowledged - self.in_flight - self.spooled - sum(self.lost.values())
 
     @property
     def balanced(self) -> bool:
         """Whether every frame acquired is accounted for."""
-        return self.acquired == self.acknowledged + self.in_flight + sum(self.lost.values())
+        return self.unaccounted == 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,21 @@ class Block:
     refusals: Counter[int] = field(default_factory=Counter)  # frame_id -> how many times, over all deliveries
     refused: dict[int, str] = field(default_factory=dict)  # in this delivery, with the reason
     refused_by: set[bytes] = field(default_factory=set)
+
+
+@dataclass(eq=False, slots=True)
+class Spooled:
+    """A block that waits on disk for room in the window."""
+
+    block: int
+    frame_ids: Sequence[int]  # a range where they follow one another: there may be very many of these
+    size: int
+    answered: set[int] = field(default_factory=set)
+
+    @property
+    def frames(self) -> int:
+        """Frames without a verdict."""
+        return len(self.frame_ids) - len(self.answered)
 
 
 @dataclass(eq=False, slots=True)
@@ -114,6 +139,10 @@ class Ledger:
         self._configurations: dict[str, ConfigurationNotice] = {}
         self._blocks: dict[int, Block] = {}
         self._queue: deque[Block] = deque()
+        self._spooled: dict[int, Spooled] = {}
+        self._waiting: deque[Spooled | Block] = deque()  # behind the queue, in order
+        self._waiting_bytes = self._spooled_frames = 0  # in memory; on disk
+        self._answers: list[Answer] = []
         self._acquired = self._acknowledged = self._gathering = 0
         self._lost: Counter[str] = Counter()
         self._lost_kinds: Counter[str] = Counter()
@@ -122,26 +151,56 @@ class Ledger:
         self._blocks_sent = 0
         self.blocks_redelivered = 0
         self.late_answers = 0
-        self.latency = LatencyHistogram()
+        self._latency = LatencyHistogram()
+        self._latency_before = LatencyHistogram()  # of the processes that had the series before
 
     # ---- the series
 
-    def open(self, start: Start) -> None:
+    def open(self, start: Start, found: Found | None = None) -> None:
         """Begin a series; every worker is told. The one before must be over.
+
+        ``found`` is what a process before left of this very series: its blocks wait in the spool, its counts
+        go on, and the frames that were gathering are in flight until they are added again or lost.
 
         Raises
         ------
         RuntimeError
             If frames of the series before are still in flight.
         """
-        if self._blocks or self._gathering:
+        if self._blocks or self._gathering or self._spooled:
             raise RuntimeError("the series before still has frames in flight")
         self._past = self.totals()
         self._reset()
         self._start, self._end = start, None
+        if found is not None:
+            self._take_up(found)
         for peer in self.peers.values():
             peer.configurations.clear()
             peer.notices.append(start)
+
+    def _take_up(self, found: Found) -> None:
+        self._next_block = max(self._next_block, found.next_block)
+        self._acquired, self._acknowledged = found.exposed, found.acknowledged
+        self._lost = Counter(found.lost)
+        self._gathering = len(found.gathering)
+        for waiting in found.blocks:
+            entry = Spooled(waiting.block, compact(waiting.frame_ids), waiting.size)
+            self._spooled[entry.block] = entry
+            self._waiting.append(entry)
+            self._spooled_frames += entry.frames
+        figures = found.figures
+        self.blocks_redelivered = int(figures.get("blocks_redelivered", 0))
+        self._latency_before.restore(
+            figures.get("latency_counts", []), float(figures.get("latency_sum_seconds", 0.0))
+        )
+        # what is counted since the process started begins with the frames that it found without a verdict
+        past, lost = self._past, self._lost.total()
+        self._past = dataclasses.replace(
+            past,
+            acquired=past.acquired - self._acknowledged - lost,
+            acknowledged=past.acknowledged - self._acknowledged,
+            blocks_redelivered=past.blocks_redelivered - self.blocks_redelivered,
+        )
 
     def acquire(self, count: int) -> None:
         """So many frames were exposed; they are in flight from now on."""
@@ -160,19 +219,41 @@ class Ledger:
         """Make a configuration known; workers are told before the first frames that use it."""
         self._configurations[notice.configuration["config_id"]] = notice
 
-    def add(self, header: Frames, buffers: Sequence[Buffer]) -> None:
-        """Queue a block of frames that were acquired; it gets its number here."""
+    @property
+    def next_number(self) -> int:
+        """The number that the next block gets."""
+        return self._next_block
+
+    def add(self, header: Frames, buffers: Sequence[Buffer], *, on_disk: bool = False) -> None:
+        """Queue a block of frames that were acquired; it gets its number here.
+
+        ``on_disk``: the spool has it, so that it need not be kept in memory while the window is full.
+        """
         if header.config_id not in self._configurations:
             raise KeyError(f"configuration {header.config_id} was never announced")
         header = msgspec.structs.replace(header, block=self._next_block)
         size = sum(len(as_bytes(buffer)) for buffer in buffers)
-        frames = dict(zip(header.frame_ids, header.acquired_at, strict=True))
-        block = Block(header=header, buffers=buffers, size=size, open_frames=frames)
         self._next_block += 1
-        self._gathering -= len(frames)
+        self._gathering -= len(header.frame_ids)
+        if on_disk and (self._waiting or not self.has_room(size)):
+            entry = self._spooled[header.block] = Spooled(header.block, compact(header.frame_ids), size)
+            self._waiting.append(entry)
+            self._spooled_frames += entry.frames
+            return
+        frames = dict(zip(header.frame_ids, header.acquired_at, strict=True))
+        block = self._blocks[header.block] = Block(header, buffers, size, frames)
         self._held_bytes += size
-        self._blocks[header.block] = block
-        self._queue.append(block)
+        if self._waiting:
+            self._waiting.append(block)
+            self._waiting_bytes += size
+        else:
+            self._queue.append(block)
+
+    def drop(self, header: Frames, reason: str) -> None:
+        """Give up a block of frames that were acquired, in place of adding it."""
+        self._answers.append(Answer(block=self._next_block, frame_ids=header.frame_ids, reason=reason))
+        self._next_block += 1
+        self.lose(len(header.frame_ids), reason, "dropped")
 
     def complete(self) -> None:
         """No frame will be acquired any more."""
@@ -186,14 +267,16 @@ class Ledger:
         """Give up what is still in flight, for the reason given."""
         self.lose_gathering(reason, "stopped")
         for block in list(self._blocks.values()):
-            self._count_lost(len(block.open_frames), reason, "stopped")
+            self._lose_of(block.header.block, list(block.open_frames), reason, "stopped")
             block.open_frames.clear()
             self._forget(block)
+        for number in list(self._spooled):
+            self.lose_spooled(number, reason, "stopped")
 
     @property
     def drained(self) -> bool:
         """Whether the series is complete and every frame has its verdict."""
-        return self._complete and not self._blocks and not self._gathering
+        return self._complete and not self._blocks and not self._gathering and not self._spooled
 
     def end(self, last_frame_id: int) -> None:
         """Tell every worker that the series is over."""
@@ -211,7 +294,7 @@ class Ledger:
 
     @property
     def in_flight(self) -> int:
-        """Frames without a verdict, counted one by one from what is held."""
+        """Frames without a verdict that are in memory, counted one by one from what is held."""
         return self._gathering + sum(len(block.open_frames) for block in self._blocks.values())
 
     def totals(self) -> Totals:
@@ -224,27 +307,30 @@ class Ledger:
             blocks_sent=past.blocks_sent + self._blocks_sent,
             blocks_redelivered=past.blocks_redelivered + self.blocks_redelivered,
             late_answers=past.late_answers + self.late_answers,
-            latency=past.latency.with_those_of(self.latency),
+            latency=past.latency.with_those_of(self._latency),
         )
 
-    def accounts(self) -> Accounts:
-        """Where every frame is, counted one by one from what is held, not as a difference.
+    @property
+    def latency(self) -> LatencyHistogram:
+        """Of the series, from the exposure to the acknowledgement."""
+        return self._latency_before.with_those_of(self._latency)
 
-        Raises
-        ------
-        RuntimeError
-            If the accounts do not balance, which is a bug.
-        """
-        accounts = Accounts(self._acquired, self._acknowledged, self.in_flight, dict(self._lost))
-        if not accounts.balanced:
-            raise RuntimeError(f"frames unaccounted for: {accounts}")
-        return accounts
+    @property
+    def spooled(self) -> int:
+        """Frames without a verdict that wait on disk only."""
+        return self._spooled_frames
+
+    def accounts(self) -> Accounts:
+        """Where every frame is, each counted where it is held and none as a difference."""
+        return Accounts(
+            self._acquired, self._acknowledged, self.in_flight, self._spooled_frames, dict(self._lost)
+        )
 
     @property
     def queued(self) -> int:
         """Frames in flight that no worker holds: gathering into a block, or in one that waits to be sent."""
-        waiting = (block for block in self._queue if self._is_open(block))
-        return self._gathering + sum(len(block.open_frames) for block in waiting)
+        waiting = [block for block in (*self._queue, *self._waiting) if isinstance(block, Block)]
+        return self._gathering + sum(len(block.open_frames) for block in waiting if self._is_open(block))
 
     def has_room(self, size: int) -> bool:
         """Whether the window of unacknowledged payload takes ``size`` bytes more (an empty one takes any)."""
@@ -254,6 +340,11 @@ class Ledger:
     def is_roomy(self) -> bool:
         """Whether so much room has come free that it pays to wake whoever waits for it."""
         return self._held_bytes <= self._window * 7 // 8
+
+    @property
+    def is_overflowing(self) -> bool:
+        """Whether blocks wait behind the window, so that new ones have to wait behind them."""
+        return bool(self._waiting)
 
     @property
     def has_credit(self) -> bool:
@@ -293,15 +384,34 @@ class Ledger:
 
     def ack(self, ack: Ack, wall_now: float) -> int:
         """Results are durable, whoever recovered them; returns how many frames that is news for."""
+        if ack.block in self._spooled and self._start is not None and ack.series == self._start.series:
+            return self._ack_spooled(ack)
         block = self._block_of(ack)
         if block is None:
             return 0
-        times = [block.open_frames.pop(f) for f in ack.frame_ids if f in block.open_frames]
+        frames = [frame for frame in dict.fromkeys(ack.frame_ids) if frame in block.open_frames]
+        times = [block.open_frames.pop(frame) for frame in frames]
         self._acknowledged += len(times)
         self.late_answers += len(ack.frame_ids) - len(times)
-        self.latency.add([wall_now - time for time in times])
+        self._latency.add([wall_now - time for time in times])
+        if frames:
+            self._answers.append(Answer(block=ack.block, frame_ids=frames))
         self._settle(block)
         return len(times)
+
+    def _ack_spooled(self, ack: Ack) -> int:
+        """A worker that was given the block by a process before has done it meanwhile."""
+        entry = self._spooled[ack.block]
+        frames = [f for f in dict.fromkeys(ack.frame_ids) if f in entry.frame_ids and f not in entry.answered]
+        entry.answered.update(frames)
+        self._acknowledged += len(frames)
+        self._spooled_frames -= len(frames)
+        self.late_answers += len(ack.frame_ids) - len(frames)
+        if frames:
+            self._answers.append(Answer(block=ack.block, frame_ids=frames))
+        if not entry.frames:
+            del self._spooled[ack.block]
+        return len(frames)
 
     def reject(self, identity: bytes, reject: Reject) -> None:
         """Frames could not be recovered: they are tried again, with another worker if there is one.
@@ -319,7 +429,7 @@ class Ledger:
                 block.refusals[frame] += 1
                 if block.refusals[frame] >= ATTEMPTS:
                     del block.open_frames[frame]
-                    self._count_lost(1, reject.reason, "rejected")
+                    self._lose_of(block.header.block, [frame], reject.reason, "rejected")
         self._settle(block)
 
     def goodbye(self, identity: bytes) -> None:
@@ -354,6 +464,45 @@ class Ledger:
                 peer.notices.clear()
                 return Delivery(identity, list(messages))
         return None
+
+    def take_answers(self) -> list[Answer]:
+        """The verdicts that came since the last call, to be written down."""
+        answers, self._answers = self._answers, []
+        return answers
+
+    def wanted_from_spool(self) -> int | None:
+        """The block that is to come back from disk now, in its turn; None: none, or there is no room."""
+        while self._waiting and len(self._queue) < READ_AHEAD_BLOCKS:
+            first = self._waiting[0]
+            if isinstance(first, Block):
+                self._waiting.popleft()
+                self._waiting_bytes -= first.size
+                self._queue.append(first)
+            elif first.block not in self._spooled:  # answered late, while it waited
+                self._waiting.popleft()
+            else:
+                outstanding = self._held_bytes - self._waiting_bytes
+                return first.block if not outstanding or outstanding + first.size <= self._window else None
+        return None
+
+    def come_back(self, header: Frames, buffers: Sequence[Buffer]) -> None:
+        """A block from disk is in flight from now on."""
+        entry = self._spooled.pop(header.block, None)
+        if entry is None:
+            return  # it was given up or answered while it was read
+        self._spooled_frames -= entry.frames
+        times = zip(header.frame_ids, header.acquired_at, strict=True)
+        open_frames = {f: time for f, time in times if f in entry.frame_ids and f not in entry.answered}
+        self._blocks[header.block] = block = Block(header, buffers, entry.size, open_frames)
+        self._held_bytes += block.size
+        self._queue.append(block)
+
+    def lose_spooled(self, number: int, reason: str, kind: str = "other") -> None:
+        """A block on disk cannot be had any more, or is given up."""
+        entry = self._spooled.pop(number, None)
+        if entry is not None:
+            self._spooled_frames -= entry.frames
+            self._lose_of(number, [f for f in entry.frame_ids if f not in entry.answered], reason, kind)
 
     def next_block(self) -> Delivery | None:
         """The next block that some worker may have, with its configuration if that is news to the worker.
@@ -414,6 +563,12 @@ class Ledger:
             self.late_answers += len(answer.frame_ids)
             return None
         return block
+
+    def _lose_of(self, number: int, frames: list[int], reason: str, kind: str) -> None:
+        """Frames of a block are lost."""
+        if frames:
+            self._answers.append(Answer(block=number, frame_ids=frames, reason=reason))
+            self._count_lost(len(frames), reason, kind)
 
     def _count_lost(self, count: int, reason: str, kind: str) -> None:
         if not count:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import zmq
 
 from common.wire.link import Bell, Buffer, Link, LinkLimit, Malformed, PeerGone, Pulse, Received
@@ -25,10 +26,15 @@ from common.wire.messages import (
     Start,
 )
 from detector_sim.ledger import Ledger
+from detector_sim.safekeeping import Kept, Safekeeping
+from detector_sim.spool import Answer, Answers, Change, Exposed, Found, Head, Spool, SpoolDamaged, Turn
 
 log = logging.getLogger(__name__)
 
 LONGEST_POLL_SECONDS = 0.5
+NOTED_EVERY_SECONDS = 0.05  # verdicts that a killed process had not yet written down are asked for again
+FIGURES_EVERY_SECONDS = 1.0
+SPOOL_FULL = "spool full"
 
 
 class Publisher:
@@ -39,6 +45,8 @@ class Publisher:
 
     Parameters
     ----------
+    safekeeping : Safekeeping
+        Has every block before it is sent, and those that wait for room in the window.
     event : callable
         ``event(kind, message)``: told about workers that come and go.
     drained : callable
@@ -60,12 +68,14 @@ class Publisher:
         heartbeat_seconds: float,
         silent_after_seconds: float,
         window_bytes: int,
+        safekeeping: Safekeeping,
         event: Callable[[str, str], None],
         drained: Callable[[], None],
         failed: Callable[[Exception], None],
     ) -> None:
         self._link = Link.router(context, bind)
         self._ledger = Ledger(silent_after_seconds=silent_after_seconds, window_bytes=window_bytes)
+        self._safekeeping = safekeeping
         self._limit = LinkLimit(None)
         self._heartbeat = Pulse(heartbeat_seconds)
         self._watch = Pulse(silent_after_seconds / 10)
@@ -74,6 +84,10 @@ class Publisher:
         self._closing = False
         self._series_open = False
         self._sent_before = 0
+        self._noting = Pulse(NOTED_EVERY_SECONDS)
+        self._figuring = Pulse(FIGURES_EVERY_SECONDS)
+        self._unnoted: list[Answer] = []
+        self.figures: Callable[[], dict[str, Any]] = dict  # what a successor goes on counting from
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self.window_bytes = window_bytes
         self.joined = self.refused = 0  # workers that came; messages of strangers
@@ -135,14 +149,54 @@ class Publisher:
                 for peer in self._ledger.peers.values()
             ]
 
-    def open(self, start: Start, link_mbit_per_s: float | None) -> None:
-        """Begin a series over a link of this speed (None: unlimited)."""
+    def open(self, head: Head, link_mbit_per_s: float | None, *, has_clock: bool) -> None:
+        """Begin a series over a link of this speed (None: unlimited).
+
+        ``has_clock``: the camera has a rate, so that what does not fit into the window goes to the spool. One
+        that is as fast as the chain lets it be waits instead.
+        """
+        self._safekeeping.begin(head, has_clock=has_clock)
+        self._open(head.start, link_mbit_per_s)
+
+    def take_up(
+        self, spool: Spool, found: Found, link_mbit_per_s: float | None, *, has_clock: bool
+    ) -> None:
+        """Go on with a series that another process left, its configurations included."""
+        self._safekeeping.take_up(spool, found, has_clock=has_clock)
+        self._open(found.head.start, link_mbit_per_s, found)
+
+    def _open(self, start: Start, link_mbit_per_s: float | None, found: Found | None = None) -> None:
         with self.changed:
-            self._ledger.open(start)
+            self._ledger.open(start, found)
+            for change in found.changes if found is not None else ():
+                self._ledger.configure(ConfigurationNotice(configuration=change.configuration))
+            self._unnoted.clear()
             self._limit = LinkLimit(link_mbit_per_s)
             self._sent_before = self._link.bytes_sent
             self._series_open = True
         self._bell.ring()
+
+    def spool_counters(self) -> dict[str, Any]:
+        """How full the spool is, and what is wrong with it; for telemetry."""
+        return self._safekeeping.counters()
+
+    def expose(self, until: int) -> None:
+        """All frames below ``until`` are exposed; to be said before anybody is told of them."""
+        self._safekeeping.note(Exposed(until=until))
+
+    def note(self, record: Change | Turn) -> None:
+        """Write down what happened to the series, for whoever may have to go on with it."""
+        self._safekeeping.note(record)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a block of ``size`` bytes may be acquired now; hold ``changed``."""
+        kept, fits_window = self._safekeeping, self._ledger.has_room(size)
+        fits_window = fits_window and not self._ledger.is_overflowing
+        if not kept.writes:
+            return fits_window
+        if not kept.takes(size):
+            return kept.drops
+        return fits_window or kept.has_clock
 
     def configure(self, notice: ConfigurationNotice) -> None:
         """Make a configuration known before the first block that uses it."""
@@ -152,15 +206,23 @@ class Publisher:
     def add(self, header: Frames, buffers: Sequence[Buffer]) -> None:
         """Queue a block; its buffers must stay as they are until it is acknowledged."""
         with self.changed:
-            self._ledger.add(header, buffers)
+            header = msgspec.structs.replace(header, block=self._ledger.next_number)
+        kept = self._safekeeping.keep(header, buffers)  # nobody else adds, so the number stays
+        with self.changed:
+            if kept is Kept.NOWHERE:
+                self._ledger.drop(header, SPOOL_FULL)
+                return
+            self._ledger.add(header, buffers, on_disk=kept is Kept.ON_DISK)
             is_awaited = self._ledger.has_credit
         if is_awaited:
             self._bell.ring()
 
-    def lose(self, count: int, reason: str, kind: str = "other") -> None:
-        """So many frames that are in no block yet will never be sent."""
+    def lose(self, frame_ids: Sequence[int], reason: str, kind: str = "other") -> None:
+        """Frames that are in no block yet will never be sent."""
         with self.changed:
-            self._ledger.lose(count, reason, kind)
+            self._ledger.lose(len(frame_ids), reason, kind)
+        answer = Answer(block=None, frame_ids=list(frame_ids), reason=reason)
+        self._safekeeping.note(Answers(answers=[answer]))
 
     def complete(self) -> None:
         """No frame will be acquired any more: when all is delivered, the series ends."""
@@ -204,14 +266,47 @@ class Publisher:
                 if ending:
                     self._series_open = False
                     self._ledger.end(self._ledger.accounts().acquired - 1)
-                if heard and self._ledger.is_roomy:
+                self._unnoted += self._ledger.take_answers()
+                noted = self._noting.due(now) or ending
+                if (heard and self._ledger.is_roomy) or noted:
                     self.changed.notify_all()
+            if noted:
+                self._note_answers(now, last=ending)
             self._send_notices()
             if ending:
                 self._drained()
+            self._fetch()
             pause = self._send_blocks()
             now = time.monotonic()
             wait = min(pause, self._heartbeat.wait(now), self._watch.wait(now))
+            if self._unnoted:
+                wait = min(wait, self._noting.wait(now))
+
+    def _note_answers(self, now: float, *, last: bool) -> None:
+        """Write down what became of frames; blocks that are settled make room in the spool."""
+        figures = self.figures() if last or (self._series_open and self._figuring.due(now)) else None
+        if self._unnoted or figures:
+            answers, self._unnoted = self._unnoted, []
+            self._safekeeping.note(Answers(answers=answers, figures=figures))
+
+    def _fetch(self) -> None:
+        """Have the next blocks back from the spool, as far as the window has room."""
+        while True:
+            with self.changed:
+                number = self._ledger.wanted_from_spool()
+            if number is None:
+                return
+            try:
+                header, buffers = self._safekeeping.read(number)
+            except (KeyError, OSError, SpoolDamaged) as error:
+                reason = "damaged in the spool"
+                log.error("block %d: %s", number, error)
+                with self.changed:
+                    self._ledger.lose_spooled(number, reason)
+                self._event("spool_damaged", f"a block cannot be read back: {error}; its frames are lost")
+            else:
+                with self.changed:
+                    self._ledger.come_back(header, buffers)
 
     def _receive(self) -> bool:
         heard = False
@@ -290,8 +385,11 @@ class Publisher:
                 return wait
             with self.changed:
                 delivery = self._ledger.next_block()
+                overflows = self._ledger.is_overflowing
             if delivery is None:
                 return LONGEST_POLL_SECONDS
+            if overflows:
+                self._fetch()
             try:
                 for message, buffers in delivery.messages:
                     self._spend(self._link.send(message, buffers, to=delivery.to))

@@ -18,6 +18,7 @@ import torch
 
 from common.calibration import Calibration
 from common.configuration import Configuration
+from common.operators.base import LinearOperator
 from common.operators.spec import MaskSpec
 from common.session import SessionSpec
 from common.settings import Settings
@@ -30,7 +31,8 @@ from detector_sim.camera import Camera
 from detector_sim.ledger import Accounts
 from detector_sim.publisher import Publisher
 from detector_sim.readout import Readout, make_configuration
-from detector_sim.sources import FrameBatch, Source, open_source
+from detector_sim.sources import BadFile, FrameBatch, Source, SourceError, open_source
+from detector_sim.spool import Change, Found, Head, Spool, Turn
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ State = Literal["idle", "acquiring", "paused", "draining", "finished", "failed"]
 
 LARGEST_BLOCK_BYTES_RAW = 64_000_000
 NOT_FINITE = "not finite"
+KILLED = "the detector was killed before they were sent"
 
 
 @dataclass(eq=False, slots=True)
@@ -71,6 +74,29 @@ class SeriesTotals:
         sums = {name: getattr(self, name) + getattr(other, name) for name in numbers}
         return SeriesTotals(**sums, frames=frames)
 
+    def without_those_of(self, other: SeriesTotals) -> SeriesTotals:
+        """What came on top of ``other``."""
+        numbers = [name.name for name in fields(self) if name.name != "frames"]
+        frames = Counter(self.frames)
+        frames.subtract(other.frames)
+        return SeriesTotals(
+            **{name: getattr(self, name) - getattr(other, name) for name in numbers}, frames=frames
+        )
+
+
+class _NoSource(Source):
+    """In place of a source that cannot go on where it was left."""
+
+    def __init__(self) -> None:
+        self.bad_files: list[BadFile] = []
+
+    def read(self, count: int) -> FrameBatch | None:
+        """There is nothing."""
+        return None
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
 
 @dataclass(eq=False, slots=True)
 class _Change:
@@ -90,12 +116,15 @@ class Series:
     ----------
     event : callable
         ``event(kind, message)``: lines for the session's history.
+    left : tuple, optional
+        What another process left of this very series. It is gone on with at the first frame that is not in
+        the spool, if the source can give that frame, and else only delivered.
 
     Raises
     ------
     ValueError, OSError
-        In one line, if the source cannot be opened, the mask does not fit the frames, or the output folder
-        already holds the results of a session.
+        In one line, if the source of a new series cannot be opened, the mask does not fit the frames, or the
+        output folder already holds the results of a session.
     """
 
     def __init__(
@@ -105,24 +134,64 @@ class Series:
         publisher: Publisher,
         settings: Settings,
         event: Callable[..., None],
+        left: tuple[Spool, Found] | None = None,
     ) -> None:
         self._spec, self._publisher, self._event = spec, publisher, event
+        self._left = left
+        self._configured: dict[str, _Setting] = {}
+        self._next_frame = self._exposed = 0
+        self._idle_before, self._bytes_wire_before, self._restarts = 0.0, 0, 0
+        self._lost_before: frozenset[int] = frozenset()
+        self._stopping = False
+        self._ahead: FrameBatch | None = None
+        self._camera = Camera(spec.camera.rate, time.monotonic())
+        self.state: State = "acquiring"
+        if left is None:
+            self._begin(spec, session)
+        else:
+            self._go_on(left[1])
+        self._inherited = SeriesTotals()
+        self._linger = settings.block_linger_ms / 1000
+        frame_bytes = self.dtype.itemsize * self.shape[0] * self.shape[1]
+        self._assembler = Assembler(
+            self.start_message.series,
+            block_bytes=settings.block_bytes,
+            block_frames=max(1, LARGEST_BLOCK_BYTES_RAW // frame_bytes),
+            linger_seconds=self._linger,
+            publish=publisher.add,
+            lose=lambda frame_ids, reason: self._lose(frame_ids, reason, "not_coded"),
+        )
+        self._frames_limit = spec.camera.frames
+        self._seconds_per_frame = 0.0
+        self._changes = 0
+        self._in_force_since = 0.0
+        self._change: _Change | None = None
+        self._bad_files_told = 0
+        self._error: str | None = None
+        self._thread = threading.Thread(target=self._run, name="acquisition", daemon=True)
+        if left is not None:
+            figures = left[1].figures
+            self._assembler.reference_bytes = figures.get("reference_bytes", 0)
+            self._assembler.reference_bytes_raw = figures.get("reference_bytes_raw", 0)
+            self._inherited = self._summed()
+
+    @staticmethod
+    def _new_output(spec: SessionSpec) -> Path:
+        """The folder of the results, which must hold none yet."""
         if spec.output is None:
-            raise ValueError("output: no folder is named; the control plane names one where the asker does not")
+            raise ValueError("output: no folder is named; the control plane names one where nobody else does")
         output = Path(spec.output).absolute()
         if (output / "recovered.mrcs").exists() or (output / "journal").exists():
             raise ValueError(f"output: {output} already holds the results of a session; name another folder")
+        return output
+
+    def _begin(self, spec: SessionSpec, session: str) -> None:
+        output = self._new_output(spec)
         self._source: Source = open_source(spec.source)
         self.shape: tuple[int, int] = self._source.shape
         self.dtype = np.dtype(self._source.dtype)
-        self._configured: dict[str, _Setting] = {}
         try:
-            self._ahead: FrameBatch | None = self._read_first(spec.camera.reference_first)
-            self._first_frames = self._ahead.frames[_finite(self._ahead.frames)]
-            if not len(self._first_frames):
-                raise ValueError(
-                    f"source: none of the first {len(self._ahead)} frames is finite in every pixel"
-                )
+            self._ahead = self._read_first(spec.camera.reference_first)
             self._setting = self._requested = self._prepare(spec.mask)
         except Exception:
             self._source.close()
@@ -141,35 +210,76 @@ class Series:
                 torch.from_numpy(self._first_frames.astype(np.float32))
             ).model_dump(),
         )
-        self._linger = settings.block_linger_ms / 1000
-        frame_bytes = self.dtype.itemsize * self.shape[0] * self.shape[1]
-        self._assembler = Assembler(
-            self.start_message.series,
-            block_bytes=settings.block_bytes,
-            block_frames=max(1, LARGEST_BLOCK_BYTES_RAW // frame_bytes),
-            linger_seconds=self._linger,
-            publish=publisher.add,
-            lose=lambda count, reason: publisher.lose(count, reason, "not_coded"),
-        )
-        self._frames_limit = spec.camera.frames
-        self._next_frame = 0
-        self._seconds_per_frame = 0.0
-        self._changes = 0
-        self._in_force_since = 0.0
-        self._change: _Change | None = None
-        self._stopping = False
-        self._bad_files_told = 0
-        self._error: str | None = None
-        self._thread = threading.Thread(target=self._run, name="acquisition", daemon=True)
-        self._camera = Camera(spec.camera.rate, time.monotonic())
-        self.state: State = "acquiring"
+
+    def _go_on(self, found: Found) -> None:
+        """Take up what another process left."""
+        start = self.start_message = found.head.start
+        self.shape, self.dtype = start.shape, np.dtype(start.dtype)
+        self._source: Source = _NoSource()
+        self._first_frames = np.zeros((1, *self.shape), self.dtype)
+        self._next_frame = self._exposed = found.exposed
+        if found.phase == "draining":
+            self._stopping = True
+        else:
+            try:
+                self._reopen(found.gathering_from)
+                self._next_frame = found.gathering_from
+            except (ValueError, OSError) as error:
+                self._stopping = True
+                told = f"the acquisition cannot go on ({error_line(error)}); what was acquired is delivered"
+                self._event("error", told)
+        changes = found.changes
+        for change, following in zip(changes, [*changes[1:], None], strict=True):
+            configuration = Configuration.model_validate(change.configuration)
+            if configuration.config_id not in self._configured:
+                operator = configuration.mask.build(self.shape)
+                setting = self._read_out(configuration, operator)
+                self._configured[configuration.config_id] = setting
+            self._setting = self._requested = setting = self._configured[configuration.config_id]
+            if setting.first_frame is None:
+                setting.first_frame = change.first_frame
+            last = self._next_frame if following is None else following.first_frame
+            setting.frames += last - change.first_frame
+        if found.phase == "paused" and not self._stopping:
+            self.state = "paused"
+            self._camera.pause(time.monotonic())
+        self._idle_before = float(found.figures.get("idle_seconds", 0.0))
+        self._bytes_wire_before = int(found.figures.get("bytes_wire", 0))
+        self._restarts = int(found.figures.get("restarts", 0)) + 1
+
+    def _reopen(self, frame: int) -> None:
+        """Open the source anew and go on with ``frame``."""
+        source = open_source(self._spec.source)
+        try:
+            if (source.shape, source.dtype) != (self.shape, self.dtype):
+                raise SourceError(f"source: frames are now {source.shape} {source.dtype}")
+            self._source = source
+            self._read_first(self._spec.camera.reference_first)  # what later configurations are made with
+            if not source.seek(frame):
+                raise SourceError(f"source: cannot be read from frame {frame} on")
+        except Exception:
+            self._source = _NoSource()
+            source.close()
+            raise
 
     # ---- commands
 
     def start(self) -> None:
         """Open the series on the wire and expose."""
-        self._publisher.open(self.start_message, self._spec.link_mbit_per_s)
-        self._use(self._setting)
+        self._publisher.figures = self._figures
+        link, has_clock = self._spec.link_mbit_per_s, self._spec.camera.rate is not None
+        if self._left is None:
+            spec = self._spec.model_dump(mode="json")
+            head = Head(start=self.start_message, spec=spec, began_at=time.time())
+            self._publisher.open(head, link, has_clock=has_clock)
+            self._use(self._setting)
+        else:
+            spool, found = self._left
+            self._publisher.take_up(spool, found, link, has_clock=has_clock)
+            if self._stopping:
+                self._publisher.lose(found.gathering, KILLED, "stopped")
+            self._lost_before = found.lost_ahead
+            self._put_in_force(self._setting)
         self._thread.start()
 
     def change(self, mask: MaskSpec | None, compression_factor: float | None) -> dict[str, Any]:
@@ -204,6 +314,7 @@ class Series:
             self.state = "paused"
             self._camera.pause(time.monotonic())
             self._publisher.changed.notify_all()
+        self._publisher.note(Turn(phase="paused"))
 
     def resume(self) -> None:
         """Expose again."""
@@ -212,6 +323,7 @@ class Series:
             self.state = "acquiring"
             self._camera.resume(time.monotonic())
             self._publisher.changed.notify_all()
+        self._publisher.note(Turn(phase="acquiring"))
 
     def stop(self) -> None:
         """Expose no further frame; what was acquired is delivered."""
@@ -219,6 +331,7 @@ class Series:
             self._require("acquiring", "paused", "draining")
             self._stopping = True
             self._publisher.changed.notify_all()
+        self._publisher.note(Turn(phase="draining"))
 
     def abandon(self, reason: str) -> None:
         """Expose no further frame and give up what is not delivered; frames given up are counted as lost."""
@@ -239,6 +352,7 @@ class Series:
 
     def end(self) -> None:
         """Every frame has its verdict."""
+        self._check(self.accounts())
         self.state = "failed" if self._error else "finished"
 
     @property
@@ -250,6 +364,17 @@ class Series:
         """Where every frame is."""
         with self._publisher.changed:
             return self._publisher.ledger.accounts()
+
+    def _check(self, accounts: Accounts) -> None:
+        """Fail if frames are unaccounted for: what the series says of itself can no longer be believed."""
+        if accounts.balanced or self._error:
+            return
+        self._error = f"{accounts.unaccounted} frames are unaccounted for: {accounts}"
+        log.error("%s", self._error)
+        with self._publisher.changed:
+            self._stopping = True
+            self._publisher.changed.notify_all()
+        self._event("error", self._error)
 
     @property
     def error(self) -> str | None:
@@ -272,10 +397,11 @@ class Series:
         }
 
     def counters(self) -> dict[str, Any]:
-        """The counters of the series, for telemetry."""
+        """The counters of the series, for telemetry; what they say is checked each time."""
+        self._check(self.accounts())
         with self._publisher.changed:
             ledger = self._publisher.ledger
-            accounts = ledger.accounts()
+            accounts, latency = ledger.accounts(), ledger.latency
             bytes_raw = accounts.acquired * self.dtype.itemsize * self.shape[0] * self.shape[1]
             raw, coded = self._assembler.reference_bytes_raw, self._assembler.reference_bytes
             return {
@@ -288,18 +414,22 @@ class Series:
                 "frames_acknowledged": accounts.acknowledged,
                 "frames_in_flight": accounts.in_flight,
                 "frames_queued": ledger.queued,
+                "frames_spooled": accounts.spooled,
                 "frames_lost": accounts.lost,
+                "frames_unaccounted": accounts.unaccounted,
+                "restarts": self._restarts,
+                **self._publisher.spool_counters(),
                 "bytes_raw": bytes_raw,
-                "bytes_wire": self._publisher.bytes_wire,
+                "bytes_wire": self._bytes_wire_before + self._publisher.bytes_wire,
                 "bytes_raw_lossless_estimate": round(bytes_raw * coded / raw) if raw else bytes_raw,
                 "bytes_in_flight": ledger.held_bytes,
                 "blocks_redelivered": ledger.blocks_redelivered,
-                "idle_seconds": self._camera.idle_seconds(time.monotonic()),
-                "latency_p50_seconds": ledger.latency.percentile(50),
-                "latency_p99_seconds": ledger.latency.percentile(99),
-                "latency_bounds_seconds": ledger.latency.bounds.tolist(),
-                "latency_counts": ledger.latency.counts.tolist(),
-                "latency_sum_seconds": ledger.latency.sum_seconds,
+                "idle_seconds": self._idle_before + self._camera.idle_seconds(time.monotonic()),
+                "latency_p50_seconds": latency.percentile(50),
+                "latency_p99_seconds": latency.percentile(99),
+                "latency_bounds_seconds": latency.bounds.tolist(),
+                "latency_counts": latency.counts.tolist(),
+                "latency_sum_seconds": latency.sum_seconds,
                 "bad_files": len(self._source.bad_files),
                 "configurations": [
                     {
@@ -311,14 +441,32 @@ class Series:
                 ],
             }
 
+    def _figures(self) -> dict[str, Any]:
+        """What another process would go on counting from."""
+        with self._publisher.changed:
+            latency = self._publisher.ledger.latency
+            return {
+                "bytes_wire": self._bytes_wire_before + self._publisher.bytes_wire,
+                "idle_seconds": self._idle_before + self._camera.idle_seconds(time.monotonic()),
+                "reference_bytes": self._assembler.reference_bytes,
+                "reference_bytes_raw": self._assembler.reference_bytes_raw,
+                "blocks_redelivered": self._publisher.ledger.blocks_redelivered,
+                "latency_counts": latency.counts.tolist(),
+                "latency_sum_seconds": latency.sum_seconds,
+                "restarts": self._restarts,
+            }
+
     def totals(self) -> SeriesTotals:
-        """What the series counted; hold the publisher's ``changed``."""
+        """What the series counted in this process; hold the publisher's ``changed``."""
+        return self._summed().without_those_of(self._inherited)
+
+    def _summed(self) -> SeriesTotals:
         frames: Counter[tuple[str, float]] = Counter()
         for setting in self._configured.values():
             configuration = setting.configuration
             frames[configuration.mask.kind, configuration.compression_factor] += setting.frames
         return SeriesTotals(
-            bytes_raw=self._next_frame * self.dtype.itemsize * self.shape[0] * self.shape[1],
+            bytes_raw=self._exposed * self.dtype.itemsize * self.shape[0] * self.shape[1],
             reference_bytes_raw=self._assembler.reference_bytes_raw,
             reference_bytes_lossless=self._assembler.reference_bytes,
             idle_seconds=self._camera.idle_seconds(time.monotonic()),
@@ -328,7 +476,7 @@ class Series:
         )
 
     def in_force(self) -> tuple[str, float, float] | None:
-        """Kind and factor of the mask in force, and since when (Unix seconds); None once the series is over."""
+        """Kind and factor of the mask in force, since when (Unix seconds); None once the series is over."""
         if self.over or not self._in_force_since:
             return None
         configuration = self._setting.configuration
@@ -348,6 +496,7 @@ class Series:
         with self._publisher.changed:
             self._camera.release(time.monotonic())  # what is only delivered is not waited for
             self._publisher.ledger.lose_gathering("acquisition failed")
+            self._stopping = True
             if not self.over:
                 self.state = "draining"
             if self._change is not None:
@@ -355,6 +504,7 @@ class Series:
                     Conflict("the series took its last frame meanwhile")
                 )
                 self._change = None
+        self._publisher.note(Turn(phase="draining"))
         self._publisher.complete()
 
     def _acquire(self) -> None:
@@ -374,7 +524,7 @@ class Series:
 
     def _await_exposures(self) -> int:
         """How many frames to read now; 0: no more. Sends blocks that wait too long and applies changes."""
-        changed, ledger = self._publisher.changed, self._publisher.ledger
+        changed = self._publisher.changed
         while True:
             self._apply_change()
             if self._assembler.wait(time.monotonic()) == 0:
@@ -386,7 +536,8 @@ class Series:
                 if self._change is not None:
                     continue
                 now = time.monotonic()
-                if ledger.has_room(self._assembler.frames_per_block * round(self._assembler.bytes_per_frame)):
+                block_bytes = self._assembler.frames_per_block * round(self._assembler.bytes_per_frame)
+                if self._publisher.has_room(block_bytes):
                     self._camera.release(now)
                 else:
                     self._camera.hold(now)
@@ -413,6 +564,13 @@ class Series:
             change.effective_from.set_result(self._next_frame)
 
     def _use(self, setting: _Setting) -> None:
+        """Take frames so from the next on, and have that written down."""
+        self._assembler.flush()  # before the change is written down, so that no frame is taken for another's
+        configuration = setting.configuration.model_dump(mode="json")
+        self._publisher.note(Change(configuration=configuration, first_frame=self._next_frame))
+        self._put_in_force(setting)
+
+    def _put_in_force(self, setting: _Setting) -> None:
         configuration = setting.configuration
         self._assembler.configure(configuration, setting.bytes_per_frame)
         self._publisher.configure(ConfigurationNotice(configuration=configuration.model_dump(mode="json")))
@@ -426,11 +584,16 @@ class Series:
         frames, metadata = batch.frames, batch.metadata
         count = len(frames)
         frame_ids = list(range(self._next_frame, self._next_frame + count))
+        fresh = frame_ids[-1] + 1 - self._exposed  # others were exposed before by a process that was killed
+        if fresh > 0:
+            self._publisher.expose(frame_ids[-1] + 1)
         with self._publisher.changed:
             now = time.monotonic()
             to_wall = time.time() - now
             acquired_at = [end + to_wall for end in self._camera.take(count, now)]
-            self._publisher.ledger.acquire(count)
+            if fresh > 0:
+                self._publisher.ledger.acquire(fresh)
+                self._exposed += fresh
             if self._setting.first_frame is None:
                 self._setting.first_frame = self._next_frame
             self._setting.frames += count
@@ -441,7 +604,7 @@ class Series:
             finite = _finite(frames)
             if finite.all():
                 raise
-            self._publisher.lose(int((~finite).sum()), NOT_FINITE, "not_finite")
+            self._lose([frame_ids[k] for k in np.flatnonzero(~finite)], NOT_FINITE, "not_finite")
             kept = np.flatnonzero(finite).tolist()
             if not kept:
                 return None
@@ -458,6 +621,11 @@ class Series:
             references=frames[references] if references else None,
             metadata=metadata,
         )
+
+    def _lose(self, frame_ids: list[int], reason: str, kind: str) -> None:
+        """Frames cannot be sent; those that were lost before in the process that was killed count once."""
+        if new := [frame for frame in frame_ids if frame not in self._lost_before]:
+            self._publisher.lose(new, reason, kind)
 
     def _is_reference(self, frame: int) -> bool:
         camera = self._spec.camera
@@ -479,6 +647,9 @@ class Series:
         if not batches:
             raise ValueError("source: there is not a single frame")
         frames = np.concatenate([batch.frames for batch in batches])
+        self._first_frames = frames[_finite(frames)]
+        if not len(self._first_frames):
+            raise ValueError(f"source: none of the first {len(frames)} frames is finite in every pixel")
         return FrameBatch(frames, joined([batch.metadata for batch in batches]))
 
     def _read(self, count: int) -> FrameBatch | None:
@@ -502,6 +673,10 @@ class Series:
         known = self._configured.get(configuration.config_id)
         if known is not None:
             return known
+        return self._read_out(configuration, operator)
+
+    def _read_out(self, configuration: Configuration, operator: LinearOperator) -> _Setting:
+        """The setting of a configuration whose operator is built."""
         readout = Readout(operator, configuration.codec)
         measurements = readout.readout(self._first_frames)
         _, buffer = encode_array(measurements, configuration.codec)

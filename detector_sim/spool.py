@@ -458,7 +458,7 @@ class Spool:
         with self._lock:
             segment.size += size
             segment.open_blocks += 1
-            self._open[header.block] = _Open(segment, offset, _compact(header.frame_ids), sum(lengths))
+            self._open[header.block] = _Open(segment, offset, compact(header.frame_ids), sum(lengths))
             self._state.place(header.block, header.frame_ids)
 
     def note(self, record: Change | Exposed | Turn | Answers) -> None:
@@ -621,7 +621,7 @@ class Spool:
                 self._state.place(header.block, header.frame_ids)
                 done = account.answered.get(header.block, set()) & set(header.frame_ids)
                 if account.may_be_open(header.block) and len(done) < len(header.frame_ids):
-                    frame_ids, size = _compact(header.frame_ids), found.payload_bytes
+                    frame_ids, size = compact(header.frame_ids), found.payload_bytes
                     self._open[header.block] = _Open(segment, found.offset, frame_ids, size, done)
                     segment.open_blocks += 1
         self._free()
@@ -750,7 +750,7 @@ def _write_all(file: int, parts: Sequence[bytes | memoryview]) -> None:
             left[0] = left[0][written:]
 
 
-def _compact(frame_ids: Sequence[int]) -> range | tuple[int, ...]:
+def compact(frame_ids: Sequence[int]) -> range | tuple[int, ...]:
     """The same ids in the least memory."""
     run = range(frame_ids[0], frame_ids[-1] + 1) if frame_ids else range(0)
     return run if len(run) == len(frame_ids) else tuple(frame_ids)

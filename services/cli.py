@@ -498,6 +498,10 @@ def detector(
         typer.Option(help="Where workers connect; port 0: any.", show_default="tcp://127.0.0.1:5551"),
     ] = None,
     data_endpoint: Annotated[str | None, typer.Option(help="What workers are told, if not that.")] = None,
+    spool: Annotated[
+        str | None,
+        typer.Option(help="Folder of what is not acknowledged; survives the process.", show_default="spool"),
+    ] = None,
     parent: Parent = None,
 ) -> int:
     """Run a simulated detector alone."""
@@ -510,6 +514,7 @@ def detector(
         control_endpoint=control_endpoint,
         data_bind=data_bind,
         data_endpoint=data_endpoint,
+        spool=spool,
     )
 
 

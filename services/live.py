@@ -31,7 +31,7 @@ ANYWHERE = ("", "0.0.0.0", "::")
 
 RESULTS = ("recovered.mrcs", "references.mrcs", "recovered.star", "frames.csv", "session.json", "journal",
            "measurements")  # fmt: skip
-LEFTOVERS = ("logs", "state.sqlite", "state.sqlite-wal", "state.sqlite-shm")
+LEFTOVERS = ("logs", "spool", "state.sqlite", "state.sqlite-wal", "state.sqlite-shm")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def live(plan: Plan, place: Place, *, overwrite: bool) -> int:
         logs_folder=output / "logs",
         log_format=place.log_format,
         state=output / "state.sqlite",
+        spool=output / "spool",
         report=display.warn,
     )
 

@@ -158,6 +158,8 @@ class Supervisor:
         The state store; else as the settings say.
     results : Path, optional
         Folder of the sessions that do not name their own; else as the settings say.
+    spool : Path, optional
+        Folder of the detector's spool; else as the settings say.
     report : callable
         Told, in one line, when a process died or was started again.
     """
@@ -171,6 +173,7 @@ class Supervisor:
         logs_folder: Path,
         state: str | Path | None = None,
         results: Path | None = None,
+        spool: Path | None = None,
         log_format: logs.Format = "human",
         report: Callable[[str], None],
     ) -> None:
@@ -195,7 +198,10 @@ class Supervisor:
         )
         self.detector = Process(
             "detector",
-            ["detector", *common, "--data-bind", "tcp://127.0.0.1:0"],
+            [
+                *("detector", *common, "--data-bind", "tcp://127.0.0.1:0"),
+                *(("--spool", str(spool.absolute())) if spool is not None else ()),
+            ],
             logs_folder / "detector.log",
             threads=max(1, cores - workers * threads),
             log_format=log_format,

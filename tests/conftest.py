@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,21 @@ def program(name: str, package: str) -> str:
             pytest.fail(missing)
         pytest.skip(missing)
     return path
+
+
+def pytest_configure() -> None:
+    """No detector of a test takes up what another one left in the folder that is the default."""
+    os.environ["CRYOFLUX_SPOOL"] = tempfile.mkdtemp(prefix="cryoflux-spool-")
+
+
+@pytest.fixture(autouse=True)
+def _own_spool(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRYOFLUX_SPOOL", str(tmp_path_factory.getbasetemp() / f"spool-{uuid.uuid4().hex}"))
+
+
+def pytest_unconfigure() -> None:
+    """Nothing is left behind."""
+    shutil.rmtree(os.environ["CRYOFLUX_SPOOL"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,10 @@ class Source(Protocol):
         """
         ...
 
+    def seek(self, frame: int) -> bool:
+        """Have ``read`` go on with this frame (from 0); False where frames cannot be had a second time."""
+        return False
+
     def close(self) -> None:
         """Let go of files; may be called again."""
         ...

@@ -47,11 +47,13 @@ class FolderSource(Source):
         self._begin(folder, pixel_size_angstrom)
         paths = micrographs_in(folder)
         self.frame_count = 0
+        self._counts: list[tuple[Path, int]] = []
         for path in paths:
             stack = self._admit(path)
             if stack is not None:
                 self.frame_count += stack.count
                 self._queue.append(path)
+                self._counts.append((path, stack.count))
                 stack.close()
         if self._queue:
             return
@@ -105,6 +107,24 @@ class FolderSource(Source):
             if batch is not None:
                 return batch
         return None
+
+    def seek(self, frame: int) -> bool:
+        """Any frame can be read at any time, as long as no file has turned out bad meanwhile."""
+        if self._stack is not None:
+            self._stack.close()
+            self._stack = None
+        self._queue = deque(path for path, _ in self._counts)
+        for _, count in self._counts:
+            if frame < count:
+                break
+            frame -= count
+            self._queue.popleft()
+        if not frame:
+            return True
+        if not self._open_next():
+            return False
+        self._next = frame
+        return True
 
     def _open_next(self) -> bool:
         """Open the next file that can be used; False where there is none."""
@@ -204,6 +224,10 @@ class WatchedFolderSource(FolderSource):
             next(self._changes)
             return FrameBatch(np.empty((0, *self.shape), self.dtype))
         return batch
+
+    def seek(self, frame: int) -> bool:
+        """In what order files had come cannot be told any more."""
+        return False
 
     def _look(self) -> None:
         """Queue the files that are complete, report those that rest and cannot be read."""

@@ -56,5 +56,10 @@ class Pattern(Source):
         frames[:, 0, :NUMBER_PIXELS] = (numbers[:, None] >> places) & 0xFF
         return FrameBatch(frames)
 
+    def seek(self, frame: int) -> bool:
+        """Any frame can be made at any time."""
+        self._next = frame
+        return True
+
     def close(self) -> None:
         """Nothing to let go of."""

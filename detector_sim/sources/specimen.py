@@ -41,5 +41,10 @@ class SpecimenFrames(Source):
         self._next += count
         return FrameBatch(batch.frames, batch.metadata)
 
+    def seek(self, frame: int) -> bool:
+        """Any frame can be made at any time."""
+        self._next = frame
+        return True
+
     def close(self) -> None:
         """Nothing to let go of."""

@@ -102,6 +102,11 @@ class StackSource(Source):
         names = [f"{number:06d}@{name}" for number in range(first + 1, first + count + 1)]
         return FrameBatch(frames, {"rlnImageName": names})
 
+    def seek(self, frame: int) -> bool:
+        """Any frame of the file can be read at any time."""
+        self._next = frame
+        return True
+
     def close(self) -> None:
         """Let go of the file."""
         self._stack.close()

@@ -109,6 +109,11 @@ class StarSource(Source):
         self._next = last
         return FrameBatch(frames, {name: values[first:last] for name, values in self._metadata.items()})
 
+    def seek(self, frame: int) -> bool:
+        """Any row can be read at any time."""
+        self._next = frame
+        return True
+
     def _runs(self, first: int, last: int) -> list[tuple[int, int]]:
         """Rows first .. last-1 cut into pieces that lie one after the other in one stack.
 

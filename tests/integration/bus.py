@@ -54,6 +54,7 @@ class Bus:
             "silent_after_seconds": 1.0,
             "threads": 1,
             "device": "cpu",
+            "spool": str(folder / "spool"),
             **settings,
         }
         self.identities: dict[str, bytes] = {}

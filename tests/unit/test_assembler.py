@@ -43,7 +43,7 @@ class _Outlet:
             block_frames=block_frames,
             linger_seconds=0.05,
             publish=lambda header, buffers: self.blocks.append((header, buffers)),
-            lose=lambda count, reason: self.lost.append((count, reason)),
+            lose=lambda frame_ids, reason: self.lost.append((len(frame_ids), reason)),
         )
 
     @property

@@ -366,7 +366,7 @@ def test_a_late_ack_counts_once_and_spares_the_redelivery() -> None:
     _join(ledger, "second", now=SILENT_AFTER)
     assert ledger.next_block() is None
     assert ledger.ack(_ack(header), wall_now=0.0) == 0
-    assert ledger.accounts() == (1, 1, 0, {})
+    assert ledger.accounts() == (1, 1, 0, 0, {})
 
 
 def test_answers_for_another_series_count_for_nothing() -> None:
@@ -378,7 +378,7 @@ def test_answers_for_another_series_count_for_nothing() -> None:
     ledger.reject(worker, Reject(series="s0", block=header.block, frame_ids=[0], reason="x"))
     ledger.ack(Ack(series="s1", block=header.block + 1, frame_ids=[0]), wall_now=0.0)
     ledger.ack(_ack(header, [7]), wall_now=0.0)
-    assert ledger.accounts() == (1, 0, 1, {})
+    assert ledger.accounts() == (1, 0, 1, 0, {})
 
 
 def test_the_window_is_bounded_and_takes_one_block_of_any_size() -> None:
@@ -441,7 +441,7 @@ def test_a_series_with_frames_in_flight_is_not_opened_over() -> None:
     with pytest.raises(RuntimeError, match="in flight"):
         ledger.open(_start("s2"))
     ledger.abandon("stopped")
-    assert ledger.accounts() == (1, 0, 0, {"stopped": 1})
+    assert ledger.accounts() == (1, 0, 0, 0, {"stopped": 1})
     ledger.open(_start("s2"))
 
 

@@ -68,7 +68,10 @@ class Setup:
         self.source = ScriptedSource()
         monkeypatch.setattr(detector_sim.series, "open_source", lambda spec: self.source)
         self.settings = Settings.load(
-            control_endpoint="inproc://nobody", data_bind="tcp://127.0.0.1:0", heartbeat_seconds=0.05
+            control_endpoint="inproc://nobody",
+            data_bind="tcp://127.0.0.1:0",
+            heartbeat_seconds=0.05,
+            spool=str(folder / "spool"),
         )
         self.context: zmq.Context[Any] = zmq.Context()
         self.events: list[tuple[str, str]] = []
