@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install live test lint bench monitoring clean
+.PHONY: help install live test lint bench monitoring fuzz clean
 
 help:
 	@echo "make live    a whole compressive session on this machine, with the specimen simulator"
@@ -10,6 +10,7 @@ help:
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   speed as ratios of the same run (docs/performance.md)"
 	@echo "make monitoring  Grafana dashboards and the table of metrics, anew (docs/monitoring.md)"
+	@echo "make fuzz    COUNT inputs to each decoder and file reader (docs/security.md); TARGETS chooses some"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -34,6 +35,12 @@ bench: install
 
 monitoring: install
 	$(BIN)/python -m services.monitoring.generate
+
+COUNT ?= 100000
+TARGETS ?= messages codec codec-fields mrc tiff star cfx journal
+fuzz: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	for target in $(TARGETS); do nice $(BIN)/python -m tests.fuzz $$target --runs $(COUNT) || exit; done
 
 clean:
 	rm -rf .venv output

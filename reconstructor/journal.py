@@ -16,7 +16,6 @@ from typing import Any, Self
 import pandas as pd
 
 FOLDER = "journal"
-LAST_BYTES = 1 << 20
 
 COLUMNS = (
     "frame_id",
@@ -40,6 +39,14 @@ COLUMNS = (
     "metadata",  # RELION columns as JSON
 )
 
+_DTYPES = {
+    "frame_id": "int64",
+    "config_id": str,
+    "recovery_id": str,
+    "worker": str,
+    "recovered_at": "float64",
+    "metadata": str,
+}
 _HEADER = (",".join(COLUMNS) + "\n").encode()
 
 
@@ -94,14 +101,6 @@ def _whole_lines(path: Path) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def _last_lines(path: Path) -> bytes:
-    """The end of a journal: an hour's may have a hundred megabytes."""
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
-        data = file.read()
-    return data[: data.rfind(b"\n") + 1]
-
-
 def find_row(output: Path, frame_id: int) -> dict[str, str]:
     """The line of one frame, values as they stand in the file.
 
@@ -109,14 +108,19 @@ def find_row(output: Path, frame_id: int) -> dict[str, str]:
     ------
     KeyError
         If no journal has it.
+    ValueError
+        In one line, if a journal is spoiled.
     """
-    for read in (_last_lines, _whole_lines):  # what is asked for is mostly what came last
-        for path in journals(output):
-            data = read(path)
-            at = data.rfind(b"\n%d," % frame_id)
-            if at >= 0:
-                line = data[at + 1 : data.index(b"\n", at + 1)].decode()
-                return dict(zip(COLUMNS, next(csv.reader([line])), strict=True))
+    for path in journals(output):
+        data = _whole_lines(path)
+        at = data.find(b"\n%d," % frame_id)
+        if at >= 0:
+            line = data[at + 1 : data.index(b"\n", at + 1)]
+            try:
+                return dict(zip(COLUMNS, next(csv.reader([line.decode()])), strict=True))
+            except (ValueError, csv.Error, StopIteration) as error:
+                what = f"{path}: frame {frame_id}'s line is spoiled ({_line(error)})"
+                raise ValueError(what) from error
     raise KeyError(f"frame {frame_id} is not recovered")
 
 
@@ -125,12 +129,14 @@ def read_journals(output: Path) -> tuple[pd.DataFrame, int]:
 
     Of several lines of a frame the one recovered last is taken (ties: the first worker by name), for its
     image is the one that stands in the slot.
+
+    Raises
+    ------
+    ValueError
+        In one line, if a journal is spoiled.
     """
-    tables = [
-        pd.read_csv(io.BytesIO(data), dtype={"config_id": str, "recovery_id": str, "metadata": str})
-        for data in map(_whole_lines, journals(output))
-        if data.count(b"\n") > 1
-    ]
+    contents = ((path, _whole_lines(path)) for path in journals(output))
+    tables = [_table(path, data) for path, data in contents if data.count(b"\n") > 1]
     if not tables:
         return pd.DataFrame(columns=list(COLUMNS)), 0
     table = pd.concat(tables, ignore_index=True)
@@ -139,3 +145,17 @@ def read_journals(output: Path) -> tuple[pd.DataFrame, int]:
     )
     unique = table.drop_duplicates("frame_id", keep="first", ignore_index=True)
     return unique, len(table) - len(unique)
+
+
+def _table(path: Path, data: bytes) -> pd.DataFrame:
+    """One journal."""
+    if not data.startswith(_HEADER):
+        raise ValueError(f"{path}: not a journal: its first line is another")
+    try:
+        return pd.read_csv(io.BytesIO(data), dtype=_DTYPES, index_col=False, on_bad_lines="error")
+    except (ValueError, OverflowError, csv.Error) as error:  # pandas' own errors are ValueErrors
+        raise ValueError(f"{path}: a journal that cannot be read ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    return ascii(" ".join(str(error).split()))[1:-1][:300] or type(error).__name__

@@ -76,6 +76,8 @@ def _checked_header(path: Path) -> np.recarray:
     if mode not in _MODES:
         what = _OTHER_MODES.get(mode, "an unknown kind of pixels")
         raise SourceError(f"{path}: MRC mode {mode} ({what}) holds no images; modes 0, 1, 2, 6 and 12 do")
+    if max(sides[:2]) > _LARGEST_SIDE:
+        raise SourceError(f"{path}: {sides[1]} x {sides[0]} pixels; sides up to {_LARGEST_SIDE} can be read")
     if min(sides) <= 0:
         raise SourceError(f"{path}: the header says {sides[0]} x {sides[1]} x {sides[2]}: no pixels in it")
     pixels = sides[0] * sides[1] * sides[2]

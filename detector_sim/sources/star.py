@@ -6,6 +6,8 @@ amplitude contrast and pixel size in the optics row instead of in every particle
 
 from __future__ import annotations
 
+import linecache
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,13 @@ from detector_sim.sources.base import (
     choose_pixel_size,
     optics_row,
 )
+from detector_sim.sources.reasons import one_line
 from detector_sim.sources.stack import Stack, open_stack
+
+# What is parsed takes some ten times as many bytes; ten million particles are some 2 GB.
+MAX_FILE_BYTES = 4_000_000_000
+MAX_LINE_BYTES = 65_536
+MAX_COLUMNS = 1000  # RELION has some two hundred in all
 
 _OPEN_STACKS = 16
 _MICROSCOPE = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
@@ -55,7 +63,7 @@ class StarSource(Source):
             stated = _pixel_size(path, optics, particles) or self._stack(self._paths[0]).pixel_size_angstrom
             self.pixel_size_angstrom = choose_pixel_size(pixel_size_angstrom, stated, path)
             self.optics = _optics(path, optics, particles, self.shape, self.pixel_size_angstrom)
-            self._metadata = _metadata(particles, self.pixel_size_angstrom)
+            self._metadata = _metadata(path, particles, self.pixel_size_angstrom)
         except SourceError:
             self.close()
             raise
@@ -139,14 +147,17 @@ def _read_tables(path: Path) -> tuple[pd.DataFrame | None, pd.DataFrame]:
     """The optics table, if there is one, and the particles."""
     if not path.exists():
         raise SourceError(f"{path}: no such file; check the path")
+    _check_lines(path)
+    linecache.checkcache(str(path))  # the parser reads through it, and leaves a file it failed of there
     try:
         blocks = starfile.read(path, always_dict=True)
+        tables = {
+            name: block if isinstance(block, pd.DataFrame) else pd.DataFrame([block])
+            for name, block in blocks.items()
+        }
     except Exception as error:  # whatever its parser stumbles on
-        raise SourceError(f"{path}: not a STAR file ({' '.join(str(error).split())})") from error
-    tables = {
-        name: block if isinstance(block, pd.DataFrame) else pd.DataFrame([block])
-        for name, block in blocks.items()
-    }
+        linecache.checkcache(str(path))
+        raise SourceError(f"{path}: not a STAR file ({one_line(error)})") from error
     if not tables:
         raise SourceError(f"{path}: no table in it; a STAR file of particles is needed")
     particles = next((table for table in tables.values() if "rlnImageName" in table), None)
@@ -154,7 +165,29 @@ def _read_tables(path: Path) -> tuple[pd.DataFrame | None, pd.DataFrame]:
         raise SourceError(f"{path}: no column rlnImageName; a STAR file of extracted particles is needed")
     if not len(particles):
         raise SourceError(f"{path}: no particles in it")
-    return tables.get("optics"), particles
+    for table in tables.values():
+        if not table.columns.is_unique:
+            twice = str(table.columns[table.columns.duplicated()][0])
+            raise SourceError(f"{path}: column {twice:.80} is there twice; leave one out")
+    optics = tables.get("optics")
+    return optics if optics is not None and len(optics) else None, particles
+
+
+def _check_lines(path: Path) -> None:
+    """Raise SourceError where reading would take memory or time out of all proportion to a real file."""
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise SourceError(f"{path}: {size} bytes; STAR files up to {MAX_FILE_BYTES} can be read: split it")
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise SourceError(f"{path}: line {number} has over {MAX_LINE_BYTES} bytes; no STAR file")
+            if len(line) > 2 * MAX_COLUMNS and len(line.split()) > MAX_COLUMNS:
+                raise SourceError(f"{path}: line {number} has more than {MAX_COLUMNS} values")
+            if b"\0" in line or b"\x1c" in line or b"\x0c" in line:
+                raise SourceError(f"{path}: line {number} holds control characters; not a STAR file")
 
 
 def _locate(star: Path, names: pd.Series) -> tuple[list[Path], np.ndarray]:
@@ -162,10 +195,11 @@ def _locate(star: Path, names: pd.Series) -> tuple[list[Path], np.ndarray]:
     paths: list[Path] = []
     indices = np.empty(len(names), np.int64)
     found: dict[str, Path] = {}
-    for row, name in enumerate(names.astype(str)):
+    for row, name in enumerate(map(str, names)):
         number, at, stack = name.rpartition("@")
-        if at and not number.isdigit():
-            raise SourceError(f"{star}: row {row + 1}: image name {name!r} is not of the form index@stack")
+        if at and not (number.isascii() and number.isdigit() and len(number) <= 12):
+            shown = f"image name {name!r:.200}"
+            raise SourceError(f"{star}: row {row + 1}: {shown} is not of the form index@stack")
         if stack not in found:
             found[stack] = _find(star, stack, row)
         paths.append(found[stack])
@@ -175,11 +209,15 @@ def _locate(star: Path, names: pd.Series) -> tuple[list[Path], np.ndarray]:
 
 def _find(star: Path, stack: str, row: int) -> Path:
     beside = star.resolve().parent
-    for folder in (beside, *beside.parents):
-        if (folder / stack).is_file():
-            return folder / stack
-    if (beside / Path(stack).name).is_file():  # moved here together with its STAR file
-        return beside / Path(stack).name
+    try:
+        for folder in (beside, *beside.parents):
+            if (folder / stack).is_file():
+                return folder / stack
+        if (beside / Path(stack).name).is_file():  # moved here together with its STAR file
+            return beside / Path(stack).name
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{star}: row {row + 1}: no name of a file ({one_line(error)})") from error
+    stack = one_line(ValueError(stack))
     raise SourceError(f"{star}: row {row + 1}: {stack} is neither beside it nor in a folder above it")
 
 
@@ -188,7 +226,8 @@ def _constant(star: Path, table: pd.DataFrame, column: str) -> Any:
     values = table[column].unique()
     if len(values) > 1:
         raise SourceError(
-            f"{star}: {column} is {values[0]} and {values[1]}; one session needs one value: split the file"
+            f"{star}: {column} is {values[0]!s:.80} and {values[1]!s:.80}; "
+            "one session needs one value: split the file"
         )
     return values[0].item() if isinstance(values[0], np.generic) else values[0]
 
@@ -200,12 +239,24 @@ def _pixel_size(star: Path, optics: pd.DataFrame | None, particles: pd.DataFrame
             continue
         for column in ("rlnImagePixelSize", "rlnPixelSize"):
             if column in table:
-                return float(_constant(star, table, column))
+                return _positive(star, table, column)
         if "rlnDetectorPixelSize" in table:  # micrometres
             magnified = "rlnMagnification" in table
-            magnification = _constant(star, table, "rlnMagnification") if magnified else _USUAL_MAGNIFICATION
-            return float(_constant(star, table, "rlnDetectorPixelSize")) * 1e4 / float(magnification)
+            magnification = _positive(star, table, "rlnMagnification") if magnified else _USUAL_MAGNIFICATION
+            return _positive(star, table, "rlnDetectorPixelSize") * 1e4 / magnification
     return None
+
+
+def _positive(star: Path, table: pd.DataFrame, column: str) -> float:
+    """The one value of a column, a size."""
+    value = _constant(star, table, column)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 1e-6 < number < 1e9:
+        raise SourceError(f"{star}: {column} is {value!s:.80}, which is no size")
+    return number
 
 
 def _optics(
@@ -223,10 +274,16 @@ def _optics(
             if column not in known and optics[column].nunique() == 1:
                 known[column] = _constant(star, optics, column)
     ours = optics_row(shape, pixel)
+    known = {column: _plain(value) for column, value in known.items()}
     return known | ours | {"rlnOpticsGroupName": str(known.get("rlnOpticsGroupName", "opticsGroup1"))}
 
 
-def _metadata(particles: pd.DataFrame, pixel: float) -> dict[str, list[Any]]:
+def _plain(value: Any) -> Any:
+    """A value that can travel: an integer of more than 64 bits goes as text."""
+    return str(value) if isinstance(value, int) and not -(2**63) <= value < 2**63 else value
+
+
+def _metadata(star: Path, particles: pd.DataFrame, pixel: float) -> dict[str, list[Any]]:
     """Every particle column as RELION 3.1 has it."""
     gone = {*_MICROSCOPE, "rlnMagnification", "rlnDetectorPixelSize", "rlnImagePixelSize", "rlnPixelSize"}
     columns: dict[str, list[Any]] = {}
@@ -235,10 +292,14 @@ def _metadata(particles: pd.DataFrame, pixel: float) -> dict[str, list[Any]]:
         if column in gone or column.startswith("_"):
             continue
         if column in ("rlnOriginX", "rlnOriginY"):
-            columns.setdefault(f"{column}Angst", (values * pixel).tolist())
+            try:
+                columns.setdefault(f"{column}Angst", (values.astype(float) * pixel).tolist())
+            except (TypeError, ValueError, OverflowError) as error:
+                raise SourceError(f"{star}: {column} holds what is no number ({one_line(error)})") from error
         elif column in _NAMES:
-            columns[column] = values.astype(str).tolist()
+            columns[column] = list(map(str, values))
         else:
-            columns[column] = values.tolist()
+            plain = values.tolist()
+            columns[column] = [_plain(value) for value in plain] if values.dtype.kind not in "if" else plain
     columns["rlnOpticsGroup"] = [1] * len(particles)
     return columns

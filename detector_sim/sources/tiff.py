@@ -9,8 +9,11 @@ import numpy as np
 import tifffile
 
 from detector_sim.sources.base import FRAME_DTYPES, SourceError
+from detector_sim.sources.reasons import one_line
+from detector_sim.sources.tiff_survey import check_directories
 
 _PLAUSIBLE_PIXEL_ANGSTROM = (0.05, 100.0)  # resolution tags often hold 72 dots per inch
+_NO_CONVENTIONS = {f"is_{name}": False for name in tifffile.TIFF.FILE_FLAGS}
 
 
 class TiffStack:
@@ -18,13 +21,16 @@ class TiffStack:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_directories(path)
         try:
-            self._file = tifffile.TiffFile(path)
+            # pages as they stand, whatever program's conventions for series and metadata the file follows
+            self._file = tifffile.TiffFile(path, **_NO_CONVENTIONS)
         except Exception as error:  # whatever its parser stumbles on
-            raise SourceError(f"{path}: not a TIFF file ({' '.join(str(error).split())})") from error
-        pages = list(self._file.pages)
+            raise SourceError(f"{path}: not a TIFF file ({one_line(error)})") from error
         try:
+            pages = _pages(path, self._file)
             _check_pages(path, pages)
+            self.pixel_size_angstrom = _pixel_size(pages[0])
         except SourceError:
             self._file.close()
             raise
@@ -33,7 +39,6 @@ class TiffStack:
         self.shape = (int(first.shape[0]), int(first.shape[1]))
         stored = np.dtype(first.dtype)
         self.dtype: np.dtype[Any] = np.dtype(np.float32 if stored == np.float16 else stored)
-        self.pixel_size_angstrom = _pixel_size(first)
 
     def frames(self, first: int, count: int) -> np.ndarray:
         """Frames first .. first+count-1, (count, H, W)."""
@@ -43,12 +48,19 @@ class TiffStack:
                 frames[offset] = self._file.pages[first + offset].asarray()
             except Exception as error:  # decoders have each their own kinds
                 page = f"{self.path}: page {first + offset + 1}"
-                raise SourceError(f"{page} cannot be decoded ({' '.join(str(error).split())})") from error
+                raise SourceError(f"{page} cannot be decoded ({one_line(error)})") from error
         return frames
 
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+
+
+def _pages(path: Path, file: tifffile.TiffFile) -> list[Any]:
+    try:
+        return list(file.pages)
+    except Exception as error:  # of a page that is spoiled
+        raise SourceError(f"{path}: a page cannot be read ({one_line(error)})") from error
 
 
 def _check_pages(path: Path, pages: list[Any]) -> None:
@@ -58,6 +70,8 @@ def _check_pages(path: Path, pages: list[Any]) -> None:
     size = path.stat().st_size
     first = pages[0]
     for number, page in enumerate(pages, 1):
+        if page.dtype is None:
+            raise SourceError(f"{path}: page {number} has pixels of an unknown kind")
         if len(page.shape) != 2:
             raise SourceError(f"{path}: page {number} is in colour (RGB); single-channel images are needed")
         if 0 in page.shape:
@@ -80,9 +94,13 @@ def _pixel_size(page: Any) -> float | None:
     """Angstrom per pixel, where the resolution tags hold something plausible."""
     units = {2: 2.54e8, 3: 1e8}  # inch and centimetre, in angstrom
     unit, resolution = page.tags.get("ResolutionUnit"), page.tags.get("XResolution")
-    if unit is None or resolution is None or int(unit.value) not in units:
+    if unit is None or resolution is None or unit.value not in tuple(units):
         return None
-    pixels, length = resolution.value
+    try:
+        pixels, length = resolution.value
+        pixels, length = float(pixels), float(length)
+    except (TypeError, ValueError):  # a spoiled tag costs the pixel size, not the file
+        return None
     if not pixels or not length:
         return None
     size = units[int(unit.value)] * length / pixels
