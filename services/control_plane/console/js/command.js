@@ -22,11 +22,16 @@ export class Line {
     const { method, path } = request;
     const text = curl(request);
     if (this.code.textContent !== text) {
-      // lines may break behind a slash, without a character more in what is copied
-      this.code.replaceChildren(...text.split(/(?<=[^/]\/)(?=[^/])/).flatMap((part) => [part, element("wbr")]));
+      this.code.replaceChildren(...text.split(" ").flatMap((word, at) => [at ? " " : "", ...breakable(word)]));
     }
     mark(this.code, "title", `${method} /api/v1/${path}`);
   }
+}
+
+/** Lines may break behind a slash, not within an option; what is copied has not a character more. */
+function breakable(word) {
+  if (word.length < 20) return [element("span", { class: "word" }, word)];
+  return word.split(/(?<=[^/]\/)(?=[^/])/).flatMap((part) => [part, element("wbr")]);
 }
 
 async function copy(code) {
