@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install live test lint bench monitoring fuzz clean
+.PHONY: help install live test lint docs bench monitoring fuzz clean
 
 help:
 	@echo "make live    a whole compressive session on this machine, with the specimen simulator"
 	@echo "make test    lint, unit and integration tests"
 	@echo "make lint    ruff and pyright"
+	@echo "make docs    the documentation as a site, in site/"
 	@echo "make bench   speed as ratios of the same run (docs/performance.md)"
 	@echo "make monitoring  Grafana dashboards and the table of metrics, anew (docs/monitoring.md)"
 	@echo "make fuzz    COUNT inputs to each decoder and file reader (docs/security.md); TARGETS chooses some"
@@ -29,6 +30,9 @@ test: install lint
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -38,6 +38,7 @@ Times = Annotated[list[float], msgspec.Meta(max_length=MAX_BLOCK_FRAMES)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PIXELS)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Blocks = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+TraceParent = Annotated[str, msgspec.Meta(max_length=64)]
 Cell = str | int | float | bool | None  # of a RELION table
 
 Values = Literal["integer", "float32", "float16", "quantised"]
@@ -108,6 +109,7 @@ class Frames(Header, frozen=True, kw_only=True, tag="frames"):
     metadata: dict[str, list[Cell]] | None = None  # RELION columns, one value a frame
     attempt: Count = 1  # 1 + times this block was redelivered
     wanted: FrameIds | None = None  # redelivered: the frames still without a result; none: all of them
+    trace: TraceParent = ""  # W3C traceparent of the block where traces are made; see common.tracing
 
 
 class End(Header, frozen=True, kw_only=True, tag="end"):
