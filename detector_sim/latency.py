@@ -11,13 +11,20 @@ SORTED_TOGETHER = 4096  # so that a few at a time cost little
 SHORTEST_SECONDS, LONGEST_SECONDS = 1e-4, 1e4
 
 
+def _bounds() -> np.ndarray:
+    decades = round(np.log10(LONGEST_SECONDS / SHORTEST_SECONDS))
+    bounds = np.geomspace(SHORTEST_SECONDS, LONGEST_SECONDS, decades * BINS_PER_DECADE + 1)
+    return np.array([float(f"{bound:.4g}") for bound in bounds])  # so that they can be shown exactly
+
+
+BOUNDS = _bounds()
+
+
 class LatencyHistogram:
     """Counts of latencies in bins 12 % wide, from 0.1 ms to 10,000 s; beyond that in the outermost bins."""
 
     def __init__(self) -> None:
-        decades = round(np.log10(LONGEST_SECONDS / SHORTEST_SECONDS))
-        bounds = np.geomspace(SHORTEST_SECONDS, LONGEST_SECONDS, decades * BINS_PER_DECADE + 1)
-        self.bounds = np.array([float(f"{bound:.4g}") for bound in bounds])  # so that they show exactly
+        self.bounds = BOUNDS
         self._counts = np.zeros(len(self.bounds) - 1, dtype=np.int64)
         self._recent: list[float] = []
         self.sum_seconds = 0.0
