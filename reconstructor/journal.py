@@ -16,6 +16,7 @@ from typing import Any, Self
 import pandas as pd
 
 FOLDER = "journal"
+LAST_BYTES = 1 << 20
 
 COLUMNS = (
     "frame_id",
@@ -101,6 +102,14 @@ def _whole_lines(path: Path) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
+def _last_lines(path: Path) -> bytes:
+    """The end of a journal: an hour's may have a hundred megabytes."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+        data = file.read()
+    return data[: data.rfind(b"\n") + 1]
+
+
 def find_row(output: Path, frame_id: int) -> dict[str, str]:
     """The line of one frame, values as they stand in the file.
 
@@ -111,16 +120,17 @@ def find_row(output: Path, frame_id: int) -> dict[str, str]:
     ValueError
         In one line, if a journal is spoiled.
     """
-    for path in journals(output):
-        data = _whole_lines(path)
-        at = data.find(b"\n%d," % frame_id)
-        if at >= 0:
-            line = data[at + 1 : data.index(b"\n", at + 1)]
-            try:
-                return dict(zip(COLUMNS, next(csv.reader([line.decode()])), strict=True))
-            except (ValueError, csv.Error, StopIteration) as error:
-                what = f"{path}: frame {frame_id}'s line is spoiled ({_line(error)})"
-                raise ValueError(what) from error
+    for read in (_last_lines, _whole_lines):  # what is asked for is mostly what came last
+        for path in journals(output):
+            data = read(path)
+            at = data.rfind(b"\n%d," % frame_id)
+            if at >= 0:
+                line = data[at + 1 : data.index(b"\n", at + 1)]
+                try:
+                    return dict(zip(COLUMNS, next(csv.reader([line.decode()])), strict=True))
+                except (ValueError, csv.Error, StopIteration) as error:
+                    what = f"{path}: frame {frame_id}'s line is spoiled ({_line(error)})"
+                    raise ValueError(what) from error
     raise KeyError(f"frame {frame_id} is not recovered")
 
 
