@@ -50,7 +50,7 @@ ARG CRYOFLUX_GID=10001
 RUN groupadd --non-unique --gid "${CRYOFLUX_GID}" cryoflux \
  && useradd --non-unique --uid "${CRYOFLUX_UID}" --gid cryoflux --home-dir /tmp --no-create-home \
             --shell /usr/sbin/nologin cryoflux \
- && install --directory --owner cryoflux --group cryoflux /results /state \
+ && install --directory --owner cryoflux --group cryoflux /results /state /spool \
  && install --directory /data
 COPY --from=libraries /opt/cryoflux /opt/cryoflux
 COPY --from=code /opt/code /opt/cryoflux
@@ -59,6 +59,7 @@ ENV PATH=/opt/cryoflux/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NUMBA_CACHE_DIR=/tmp/numba \
     CRYOFLUX_RESULTS=/results \
+    CRYOFLUX_SPOOL=/spool \
     CRYOFLUX_STATE=/state/cryoflux.sqlite
 ARG VERSION=0.1.0
 ARG REVISION=unknown

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install live test lint docs bench monitoring fuzz clean
+.PHONY: help install live test lint docs bench monitoring compose-test fuzz clean
 
 help:
 	@echo "make live    a whole compressive session on this machine, with the specimen simulator"
@@ -11,6 +11,7 @@ help:
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make bench   speed as ratios of the same run (docs/performance.md)"
 	@echo "make monitoring  Grafana dashboards and the table of metrics, anew (docs/monitoring.md)"
+	@echo "make compose-test  a whole session in containers (docs/operations.md); needs a Docker engine"
 	@echo "make fuzz    COUNT inputs to each decoder and file reader (docs/security.md); TARGETS chooses some"
 
 .venv/installed: pyproject.toml constraints.txt
@@ -39,6 +40,10 @@ bench: install
 
 monitoring: install
 	$(BIN)/python -m services.monitoring.generate
+
+# COMPOSE_TEST='--without grafana' where that image cannot be had
+compose-test:
+	$(PYTHON) -m tests.compose $(COMPOSE_TEST)
 
 COUNT ?= 100000
 TARGETS ?= messages codec codec-fields mrc tiff star cfx journal

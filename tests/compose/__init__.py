@@ -1,0 +1,1 @@
+"""The containers: what can be checked of their files, and a whole session in them (``make compose-test``)."""
