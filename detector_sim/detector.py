@@ -56,8 +56,9 @@ class AcquisitionArguments(_Arguments):
 
 
 class AbandonArguments(_Arguments):
-    """Of the command *abandon*: why what is not delivered is given up."""
+    """Of the command *abandon*: whose frames that are not delivered are given up, and why."""
 
+    session: str = Field(min_length=1)
     reason: str = Field(min_length=1)
 
 
@@ -192,7 +193,10 @@ class Detector:
             case "stop":
                 self._running().stop()
             case "abandon":
-                self._running().abandon(AbandonArguments.model_validate(arguments).reason)
+                given_up = AbandonArguments.model_validate(arguments)
+                series = self._running()
+                if series.start_message.session == given_up.session and not series.over:
+                    series.abandon(given_up.reason)
             case _:
                 raise ValueError(f"a detector does not know the command {verb!r}")
         return {"state": self.state}
@@ -207,6 +211,7 @@ class Detector:
         except OSError as error:  # a file that is not there is the asker's mistake
             raise ValueError(error_line(error)) from error
         self._over.clear()
+        self._details["session"] = arguments.session
         with self._publisher.changed:
             if self._series is not None:
                 self._past = self._past.with_those_of(self._series.totals())

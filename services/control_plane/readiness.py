@@ -14,8 +14,13 @@ def readiness(bus: Bus, recorder: Recorder) -> Readiness:
     detail = [f"no {name} is registered" for name in missing]
     if recorder.error:
         detail.append(f"{recorder.error}; sessions go on, but a restart would forget them")
+    spool_error = bus.detector.telemetry.get("spool_error", "") if bus.detector is not None else ""
+    if spool_error:
+        detail.append(
+            f"the detector's spool cannot be written ({spool_error}); frames are kept in memory only"
+        )
     return Readiness(
-        status="not ready" if missing else "degraded" if recorder.error else "ready",
+        status="not ready" if missing else "degraded" if recorder.error or spool_error else "ready",
         detector=bus.detector is not None,
         workers=workers,
         store="failing" if recorder.error else "ok",

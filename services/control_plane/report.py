@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reconstructor.archive import read_start
+from reconstructor.journal import FOLDER as JOURNALS
 from reconstructor.journal import read_journals
 from reconstructor.writer import Summary
 from services.control_plane.metrics import configurations, finite, mean_quality, ratio
@@ -36,8 +37,29 @@ def final_accounts(output: Path, counters: Mapping[str, Any], error: str) -> dic
         "frames_acquired": acquired,
         "frames_acknowledged": len(table),
         "frames_in_flight": 0,
+        "frames_spooled": 0,
         "frames_lost": lost,
     }
+
+
+def accounts(counters: Mapping[str, Any]) -> dict[str, Any]:
+    """What the detector says of its frames; ``unaccounted`` is anything but 0 only by mistake."""
+    lost: Mapping[str, int] = counters.get("frames_lost", {})
+    held = {name: counters.get(f"frames_{name}", 0) for name in ("acknowledged", "in_flight", "spooled")}
+    acquired = counters.get("frames_acquired", 0)
+    unaccounted = acquired - sum(held.values()) - sum(lost.values())
+    return {"acquired": acquired, **held, "lost": dict(lost), "unaccounted": unaccounted}
+
+
+def accounts_problem(output: Path, counters: Mapping[str, Any], summary: Summary) -> str:
+    """What does not add up in a finished session, in one line; empty: nothing."""
+    account = accounts(counters)
+    if account["unaccounted"]:
+        return f"{account['unaccounted']} frames are unaccounted for: {account}"
+    missing = account["acknowledged"] - summary.frames_recovered
+    if missing > 0 and (output / JOURNALS).is_dir():
+        return f"{missing} frames were acknowledged and are not among the results"
+    return ""
 
 
 def report(session: Session, summary: Summary) -> dict[str, Any]:
@@ -63,6 +85,7 @@ def report(session: Session, summary: Summary) -> dict[str, Any]:
             "references": summary.references,
             "delivered_twice": summary.duplicates_dropped,
         },
+        "accounts": accounts(counters),
         "bytes": {"raw": raw, "wire": wire, "raw_lossless": lossless},
         "throughput_gain": ratio(raw, wire),
         "gain_over_lossless": ratio(lossless, wire),
@@ -74,6 +97,7 @@ def report(session: Session, summary: Summary) -> dict[str, Any]:
         },
         "idle_seconds": counters.get("idle_seconds", 0.0),
         "blocks_redelivered": counters.get("blocks_redelivered", 0),
+        "detector_restarts": counters.get("restarts", 0),
         "bad_files": counters.get("bad_files", 0),
         "quality": mean_quality(figures).model_dump(),
         "configurations": [figure.model_dump(mode="json") for figure in figures],

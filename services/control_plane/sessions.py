@@ -29,7 +29,7 @@ from services.control_plane.chronicle import Chronicle, Lines
 from services.control_plane.metrics import Metrics, RateWindow, metrics, recent_quality
 from services.control_plane.models import EventView, HistoryPoint
 from services.control_plane.recorder import Recorder
-from services.control_plane.report import final_accounts, report, write_report
+from services.control_plane.report import accounts_problem, final_accounts, report, write_report
 from services.control_plane.session import AcquisitionSetting, RecoverySetting, Session, recovery_id
 from services.control_plane.states import State, Trigger, WrongState, after
 from services.control_plane.stream import Followers
@@ -361,8 +361,14 @@ class Sessions:
         session = self.active
         self.followers.ring()
         if component.kind == "detector":
+            known = component.details.get("session", "")
             if session is not None and session.detector and component.identity.hex() != session.detector:
-                self._end_without_detector(session, "the detector was started anew in mid-session")
+                if known == session.id and session.opened and not self._finishing:
+                    self._go_on_with(session, component)
+                else:
+                    self._end_without_detector(session, "the detector was started anew in mid-session")
+            if known and known != (self.active.id if self.active is not None else None):
+                self._start_task(self._settle(component, known))
             for worker in self._bus.workers:
                 self._start_task(self._tell(worker, "attach", data_endpoint=component.data_endpoint))
             return Registered()
@@ -378,6 +384,28 @@ class Sessions:
                 else {}
             ),
         )
+
+    def _go_on_with(self, session: Session, detector: Component) -> None:
+        """The detector was killed and is there again, with everything that was not delivered."""
+        session.detector = detector.identity.hex()
+        self._restored = True  # its next counters say where it stands
+        self._save(session)
+        told = f"the detector was started anew (pid {detector.pid}) and goes on with the session"
+        self._note(session, "resumed", told)
+
+    async def _settle(self, detector: Component, known: str) -> None:
+        """A detector goes on with a session that has ended without it: what it still has was counted as lost.
+
+        One of which nothing is known is left alone: its frames are delivered all the same.
+        """
+        try:
+            session = await self.get(known)
+        except (UnknownSession, StoreError):
+            log.warning("the detector serves session %s, of which nothing is known here", known)
+            return
+        if session.over:
+            reason = f"session {known} had ended without the detector"
+            await self._tell(detector, "abandon", session=known, reason=reason)
 
     def telemetry(self, component: Component) -> None:
         """Keep the counters of the session that runs; they also tell when it is finished."""
@@ -597,6 +625,8 @@ class Sessions:
             session.counters = final_accounts(output, session.counters, session.error)
         summary = self._finalise(output, session.opened, session.counters)
         session.quality = summary.quality
+        if wrong := accounts_problem(output, session.counters, summary):
+            session.error = "; ".join(filter(None, (session.error, wrong)))
         ended = State.FAILED if session.error else State.COMPLETED
         account = report(session.model_copy(update={"state": ended}), summary)
         written: dict[str, Any] = json.loads(write_report(account, output).read_text())

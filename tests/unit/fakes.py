@@ -80,13 +80,14 @@ class _Fake:
 class FakeDetector(_Fake):
     """Acquires nothing; ``acquired`` frames are what it says it has."""
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str) -> None:
+    def __init__(self, context: zmq.Context[Any], endpoint: str, session: str = "") -> None:
         self.acquired = 0
-        self.session = ""
+        self.session = session  # that it goes on with, after another detector was killed
         self.lock = threading.Lock()
         register = Register(
-            component="detector", name="detector", host="here", pid=1, data_endpoint="tcp://127.0.0.1:1"
-        )
+            component="detector", name="detector", host="here", pid=1, data_endpoint="tcp://127.0.0.1:1",
+            details={"session": session} if session else {},
+        )  # fmt: skip
         super().__init__(context, endpoint, register)
         self.counters = {"state": "idle"}
 

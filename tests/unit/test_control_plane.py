@@ -96,8 +96,8 @@ class House:
         ids = [known["config_id"] for known in accounts.get("configurations", [])]
         return Summary(acquired, acquired - sum(lost.values()), lost, 0, 4, dict.fromkeys(ids, quality))
 
-    def detector(self) -> FakeDetector:
-        fake = FakeDetector(self.context, self.endpoint)
+    def detector(self, session: str = "") -> FakeDetector:
+        fake = FakeDetector(self.context, self.endpoint, session)
         self.fakes.append(fake)
         eventually(lambda: fake.welcome, "the detector is registered")
         return fake
@@ -765,6 +765,81 @@ def test_a_detector_started_anew_ends_the_session_and_counts_what_is_lost(
     frames = json.loads((house.output / "session.json").read_text())["frames"]
     assert (frames["acquired"], frames["lost"]) == (30, 30)  # no journal: nothing is on disk
     assert house.start(output=str(house.folder / "next")).status_code == 201
+
+
+def test_a_detector_started_anew_that_knows_the_session_is_taken_up_again(
+    running: tuple[House, FakeDetector, FakeWorker],
+) -> None:
+    house, detector, _ = running
+    detector.tell(frames_acquired=30, frames_acknowledged=12, frames_in_flight=18, frames_lost={})
+    eventually(lambda: house.client.get(f"{CURRENT}/metrics").json()["frames"]["acquired"] == 30, "counted")
+    house.remove(detector)
+    session = house.client.get(CURRENT).json()["id"]
+    successor = house.detector(session)
+    successor.tell(session=session, state="paused", frames_acquired=30, frames_acknowledged=12,
+                   frames_in_flight=0, frames_spooled=18, frames_lost={})  # fmt: skip
+    assert house.becomes("paused")["error"] is None
+    assert house.client.get(f"{CURRENT}/metrics").json()["frames"]["spooled"] == 18
+    assert "resumed" in [event["kind"] for event in house.client.get(f"{CURRENT}/events").json()]
+    assert house.client.post(f"{CURRENT}/resume").status_code == 200  # by its new identity
+    successor.tell(frames_spooled=0)
+    successor.finish(40)
+    house.becomes("completed")
+    accounts = json.loads((house.output / "session.json").read_text())["accounts"]
+    assert accounts == {
+        "acquired": 40, "acknowledged": 40, "in_flight": 0, "spooled": 0, "lost": {}, "unaccounted": 0,
+    }  # fmt: skip
+
+
+def test_a_detector_and_the_control_plane_started_anew_find_each_other(
+    running: tuple[House, FakeDetector, FakeWorker],
+) -> None:
+    house, detector, _ = running
+    session = house.client.get(CURRENT).json()["id"]
+    house.shut()
+    house.remove(detector)
+    house.open()
+    successor = house.detector(session)
+    successor.tell(session=session, state="acquiring", frames_acquired=5, frames_acknowledged=5)
+    house.becomes("running")
+    successor.finish(7)
+    house.becomes("completed")
+
+
+def test_a_detector_that_comes_back_after_the_session_has_ended_gives_it_up(
+    running: tuple[House, FakeDetector, FakeWorker],
+) -> None:
+    house, detector, _ = running
+    session = house.client.get(CURRENT).json()["id"]
+    house.remove(detector)
+    eventually(lambda: not house.client.get("/readyz").json()["detector"], "the detector is missed")
+    assert house.client.post(f"{CURRENT}/stop").status_code == 200
+    house.becomes("failed")
+    successor = house.detector(session)
+    eventually(lambda: successor.commands, "it is told")
+    ((verb, arguments),) = successor.commands
+    assert (verb, arguments["session"]) == ("abandon", session)
+    unknown = house.detector("20200101-000000-ffffff")
+    unknown.tell(state="acquiring")
+    eventually(lambda: house.client.get("/readyz").json()["detector"], "it is there")
+    assert unknown.commands == []
+
+
+def test_accounts_that_do_not_add_up_fail_the_session(
+    running: tuple[House, FakeDetector, FakeWorker],
+) -> None:
+    house, detector, _ = running
+    detector.tell(state="finished", frames_acquired=20, frames_acknowledged=19, frames_lost={})
+    assert "1 frames are unaccounted for" in house.becomes("failed")["error"]
+
+
+def test_a_spool_that_fails_is_told_by_readiness(running: tuple[House, FakeDetector, FakeWorker]) -> None:
+    house, detector, _ = running
+    detector.tell(spool_error="No space left on device")
+    ready = eventually(
+        lambda: (answer := house.client.get("/readyz").json())["status"] == "degraded" and answer, "told"
+    )
+    assert "No space left on device" in ready["detail"]
 
 
 def test_stopping_without_the_detector_ends_the_session(
