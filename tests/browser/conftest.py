@@ -18,7 +18,7 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 expect.set_options(timeout=30_000)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # while it is open, no test could run an event loop of its own
 def browser() -> Iterator[Browser]:
     path = program("chromium", "chromium")
     with sync_playwright() as playwright:
@@ -27,7 +27,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     program("chromium", "chromium")  # nothing is started where nothing can be shown
     installation = Installation(tmp_path_factory.mktemp("installation"))

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 150.0
 
 
 def eventually(holds: Callable[[], Any], what: str) -> Any:

@@ -13,7 +13,7 @@ from tests.browser.conftest import Watched
 from tests.browser.installation import Installation, eventually
 from tests.conftest import program
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 AXE = "axe-core@4.10.3"
 PHONE: dict[str, Any] = {

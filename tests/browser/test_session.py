@@ -15,7 +15,7 @@ from tests.browser.conftest import Watched
 from tests.browser.installation import Installation, eventually
 from tests.conftest import program
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 REFUSED = r"status of 4\d\d"  # what the browser says of a call that the control plane refuses, rightly
 UNREACHABLE = r"ERR_(CONNECTION_REFUSED|INCOMPLETE_CHUNKED_ENCODING|CONNECTION_RESET|EMPTY_RESPONSE)"
