@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 JsonSchema = Mapping[str, Any]
 
+LONGEST_VALUE = 100
+
 
 class FieldProblem(NamedTuple):
     """One field that is wrong, and why."""
@@ -64,10 +66,8 @@ def _explain(
             key = context["discriminator"].strip("'")
             tags = context.get("expected_tags") or ", ".join(f"'{tag}'" for tag in _tags(node))
             tag = context.get("tag")
-            return [
-                *path,
-                key,
-            ], f"{tag!r} is not known; must be one of {tags}" if tag else f"is missing; one of {tags}"
+            unknown = f"{shortened(tag)} is not known; must be one of {tags}"
+            return [*path, key], unknown if tag else f"is missing; one of {tags}"
         case "json_invalid":
             return [], f"the body is not JSON: {context.get('error', error['msg'])}"
         case "value_error":
@@ -78,11 +78,16 @@ def _explain(
         case _:
             pass
     if limits := _limits(node):
-        return path, f"must be {limits}, got {given!r}"
+        return path, f"must be {limits}, got {shortened(given)}"
     message = str(error["msg"]).replace("Input should be", "must be")
-    return path, f"{message}, got {given!r}" if isinstance(
-        given, str | int | float | bool | None
-    ) else message
+    is_plain = isinstance(given, str | int | float | bool | None)
+    return path, f"{message}, got {shortened(given)}" if is_plain else message
+
+
+def shortened(value: Any) -> str:
+    """A value as Python writes it, its middle left out where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 20]} … {text[-15:]}"
 
 
 def _follow(

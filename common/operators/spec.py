@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
+from common.fields import Number, Whole
 from common.operators.base import LinearOperator
 from common.operators.coded_aperture import CodedAperture
 from common.operators.open_aperture import OpenAperture
 from common.operators.phase_plate import PhasePlate
 
 
+def tagged(schema: dict[str, Any]) -> None:
+    """Say in a model's JSON schema that its ``kind`` must be given: it tells which model it is."""
+    required = schema.setdefault("required", [])
+    if "kind" not in required:
+        required.insert(0, "kind")
+
+
 class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=tagged)
 
 
 class CodedApertureSpec(_Spec):
     """b binary masks over KxK blocks (pixel space)."""
 
     kind: Literal["coded-aperture"] = "coded-aperture"
-    kernel_size: int = Field(4, ge=1, le=64, description="K: side of the pooled blocks, pixels")
-    mask_count: int = Field(8, ge=1, le=4096, description="b: masks, so measurements per block")
-    seed: int = Field(0, ge=0, lt=2**63)
-    tile: int | None = Field(
+    kernel_size: Whole = Field(4, ge=1, le=64, description="K: side of the pooled blocks, pixels")
+    mask_count: Whole = Field(8, ge=1, le=4096, description="b: masks, so measurements per block")
+    seed: Whole = Field(0, ge=0, le=2**53 - 1)
+    tile: Whole | None = Field(
         None,
         ge=1,
         le=1024,
@@ -47,10 +55,10 @@ class PhasePlateSpec(_Spec):
 
     kind: Literal["phase-plate"] = "phase-plate"
     pattern: Literal["uniform", "annular", "radial"] = "uniform"
-    compression_factor: float = Field(2.5, ge=1, le=100, description="requested n/m")
-    seed: int = Field(0, ge=0, lt=2**63)
+    compression_factor: Number = Field(2.5, ge=1, le=100, description="requested n/m")
+    seed: Whole = Field(0, ge=0, le=2**53 - 1)
     symmetry: Literal["hermitian", "paper"] = "hermitian"
-    ring_width: float = Field(
+    ring_width: Number = Field(
         0.25, gt=0, le=10, description="annular: width of the low-frequency bias over the side"
     )
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from services.control_plane import problems
 from services.control_plane.bus import Bus
+from services.control_plane.examples import illustrate
 from services.control_plane.problems import Problem
 from services.control_plane.recorder import Recorder
 from services.control_plane.requests import timed
@@ -71,6 +72,7 @@ def routed(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | No
         lifespan=lifespan,
         docs_url=f"{BASE}/docs",
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
     for resource in (sessions, stream, acquisition, recovery, metrics, frames):
@@ -84,14 +86,28 @@ def routed(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | No
     return app
 
 
+def _drop_foreign_errors(document: dict[str, Any]) -> None:
+    """FastAPI's own errors, which it expects wherever there are parameters, are never answered."""
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
+
+
 def _document_problems(app: FastAPI) -> None:
     """Have the OpenAPI document say what errors look like."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
         document = make()
         schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["schemas"].update(schema.pop("$defs", {}), Problem=schema)
+        _drop_foreign_errors(document)
+        illustrate(document)
         return document
 
     app.openapi = openapi  # pyright: ignore[reportAttributeAccessIssue]

@@ -20,10 +20,13 @@ GRACE_SECONDS = 5.0
 
 def cannot_begin(file: Path) -> str | None:
     """What keeps a new archive from being written there; None: nothing that can be seen beforehand."""
-    if file.is_dir():
-        return f"{file} is a folder; name a file"
-    if file.exists():
-        return f"{file} exists already; name another file"
+    try:
+        if file.is_dir():
+            return f"{file} is a folder; name a file"
+        if file.exists():
+            return f"{file} exists already; name another file"
+    except (OSError, ValueError) as error:  # no name at all, or a folder that may not be looked into
+        return f"no file can be there: {getattr(error, 'strerror', None) or error}"
     return None
 
 

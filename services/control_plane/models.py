@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from common.fields import Number
 from common.operators.spec import MaskSpec
 from common.session import SessionSpec
 from common.state.store import EventRecord, TelemetryRecord
@@ -76,7 +77,7 @@ class AcquisitionPatch(_Patch):
     leaves its own factor open, it picks the nearest setting of that mask.
     """
 
-    compression_factor: float | None = Field(None, ge=1, le=4096, description="pixels over numbers measured")
+    compression_factor: Number | None = Field(None, ge=1, le=4096, description="pixels over numbers measured")
     mask: MaskSpec | None = None
 
 
@@ -89,7 +90,7 @@ class RecoveryPatch(_Patch):
 
     method: MethodName | None = None
     parameters: dict[str, Any] | None = Field(None, description="the method's own, by name")
-    free_share: float | None = Field(
+    free_share: Number | None = Field(
         None, ge=0, le=0.5, description="share of the measurements kept out for the free residual"
     )
 

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from common.state.store import StoreError
 from services.control_plane.bus import CommandError
@@ -22,6 +23,8 @@ from services.explain import FieldProblem, explain
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+
+PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 OF_COMMAND = {
     "invalid": HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -57,19 +60,29 @@ def problem(
 ) -> JSONResponse:
     """A response that says what went wrong."""
     content = Problem(
-        title=HTTPStatus(status).phrase,
+        title=phrase(status),
         status=int(status),
-        detail=detail,
-        errors=[WrongField(field=error.field, message=error.message) for error in errors or []],
+        detail=_line(detail),
+        errors=[WrongField(field=_line(e.field), message=_line(e.message)) for e in errors or []],
     )
     return JSONResponse(content.model_dump(), status, headers, media_type=MEDIA_TYPE)
+
+
+def phrase(status: int) -> str:
+    """What a status is called in RFC 9110, whatever the Python version calls it."""
+    return PHRASES.get(status) or HTTPStatus(status).phrase
+
+
+def _line(text: str) -> str:
+    """Text that somebody else may have chosen, as one line."""
+    return " ".join(text.split())
 
 
 def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     """What a route may answer instead of its result, for the OpenAPI document."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
-        int(status): {"description": status.phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        int(status): {"description": phrase(status), "content": {MEDIA_TYPE: {"schema": schema}}}
         for status in statuses
     }
 
@@ -106,13 +119,31 @@ def install(app: FastAPI) -> None:
         return problem(status, str(error), named)
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail), headers=error.headers)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        detail, headers = str(error.detail), dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            known = allowed_methods(app, request.url.path)
+            headers["Allow"] = ", ".join(known) if known else headers.get("Allow", "")
+            detail = f"{request.method} is not possible here; allowed: {headers['Allow']}"
+        return problem(error.status_code, detail, headers=headers)
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "an error inside the control plane; see its log")
+
+
+def allowed_methods(app: FastAPI, path: str) -> list[str]:
+    """What may be asked of a path; several routes may share it."""
+    document = app.openapi()
+    return sorted(
+        {
+            method.upper()
+            for template, operations in document["paths"].items()
+            if compile_path(template)[0].match(path)
+            for method in operations
+        }
+    )
 
 
 def explain_request(request: Request, error: RequestValidationError) -> list[FieldProblem]:

@@ -47,7 +47,7 @@ class Installation:
             "127.0.0.1",
             0,
             1,
-            logs=folder / "logs",
+            logs_folder=folder / "logs",
             report=print,
             state=self.redis.url,
             results=folder / "results",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -10,17 +11,22 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import httpx
+import numpy as np
+import torch
 import uvicorn
 import zmq
 
+from common.operators.spec import MaskSpec
 from common.state.embedded import EmbeddedStore
 from common.state.store import Store
-from reconstructor.writer import Summary
+from common.wire.codec import encode_array
+from common.wire.messages import ConfigurationNotice, Frames, Start
+from reconstructor.writer import Results, ResultsWriter, Summary
 from services.control_plane.app import create_app
 from services.control_plane.bus import Bus
 from services.control_plane.recorder import Recorder
 from services.control_plane.server import Server, listen
-from tests.unit.fakes import FakeDetector, FakeWorker
+from tests.unit.fakes import SHAPE, FakeDetector, FakeWorker, configuration
 
 BASE = "/api/v1/sessions"
 PATIENCE_SECONDS = 20.0
@@ -202,3 +208,32 @@ def finalise(output: Path, start: Any, accounts: Any) -> Summary:
     lost = dict(accounts.get("frames_lost") or {})
     acquired = accounts.get("frames_acquired", 0)
     return Summary(acquired, acquired - sum(lost.values()), lost, 0, 0, {})
+
+
+def write_results(output: Path, mask: MaskSpec, count: int = 8, references: int = 3) -> None:
+    """What a worker leaves behind of the first frames of a session with frames of ``SHAPE``."""
+    made, operator = configuration(mask), mask.build(SHAPE)
+    frames = np.random.default_rng(0).integers(0, 8, (count, *SHAPE)).astype(np.uint8)
+    measured = operator.A(torch.from_numpy(frames.astype(np.float32))).round().numpy().astype(np.uint16)
+    payload, buffer = encode_array(measured, made.codec)
+    whole_payload, whole = encode_array(frames[:references], made.codec)
+    ids = list(range(count))
+    start = Start(
+        series="series-1", session="any", frames_expected=None, shape=SHAPE, dtype="uint8",
+        pixel_size_angstrom=1.5, output=str(output), optics={}, calibration={},
+    )  # fmt: skip
+    header = Frames(
+        series="series-1", block=0, config_id=made.config_id, frame_ids=ids,
+        acquired_at=[10.0 + k for k in ids],
+        payload=payload, reference_ids=ids[:references], reference_payload=whole_payload,
+    )  # fmt: skip
+    results = Results(
+        header=header, buffers=[buffer, whole], rows=ids, images=frames.astype(np.float32),
+        compression_factor=made.compression_factor, recovery_id="r", method="dct", recovered_at=20.0,
+        free_residual=[0.5] * count, psnr=dict.fromkeys(ids[:references], 20.0),
+        ssim=dict.fromkeys(ids[:references], 0.5),
+        frc_resolution_angstrom=dict.fromkeys(ids[:references], math.inf),
+    )  # fmt: skip
+    with ResultsWriter(start, "journal-1") as writer:
+        writer.configure(ConfigurationNotice(configuration=made.model_dump(mode="json")))
+        writer.write([results])

@@ -11,6 +11,9 @@ from services.control_plane.recorder import Recorder
 from services.control_plane.session import Session
 from services.control_plane.sessions import Sessions
 
+LARGEST_NUMBER = 2**53 - 1
+"""The largest whole number that every reader of JSON keeps exactly."""
+
 
 def _sessions(request: Request) -> Sessions:
     return request.app.state.sessions

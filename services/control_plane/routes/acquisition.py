@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from services.control_plane.body import JsonRoute
 from services.control_plane.models import AcquisitionPatch
 from services.control_plane.routes.access import TheSession, TheSessions
-from services.control_plane.routes.sessions import LOOKING, STEERING
+from services.control_plane.routes.sessions import CHANGING, LOOKING, STEERING
 from services.control_plane.session import AcquisitionSetting
 from services.control_plane.states import WrongState
 
-router = APIRouter(prefix="/sessions/{session_id}/acquisition", tags=["acquisition"])
+router = APIRouter(prefix="/sessions/{session_id}/acquisition", tags=["acquisition"], route_class=JsonRoute)
 
 
-@router.get("", responses={**LOOKING, **{409: STEERING[409]}})
+@router.get("", responses={**LOOKING, 409: STEERING[409]})
 async def acquisition(session: TheSession) -> AcquisitionSetting:
     """The setting in force; those before it are in the session."""
     if not session.acquisition:
@@ -21,7 +22,7 @@ async def acquisition(session: TheSession) -> AcquisitionSetting:
     return session.acquisition[-1]
 
 
-@router.patch("", responses=STEERING)
+@router.patch("", responses=CHANGING)
 async def change_acquisition(
     change: AcquisitionPatch, session: TheSession, sessions: TheSessions
 ) -> AcquisitionSetting:

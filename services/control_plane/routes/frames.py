@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from reconstructor.journal import find_row
 from services.control_plane.models import FrameView
 from services.control_plane.preview import Contrast, NoPicture, Scale, View, picture
-from services.control_plane.routes.access import TheSession
-from services.control_plane.routes.sessions import LOOKING
+from services.control_plane.routes.access import LARGEST_NUMBER, TheSession
+from services.control_plane.routes.sessions import SEARCHING
 from services.control_plane.session import Session
 from services.control_plane.sessions import InvalidValue
 from services.explain import FieldProblem
@@ -22,7 +22,7 @@ from services.explain import FieldProblem
 router = APIRouter(prefix="/sessions/{session_id}/frames", tags=["frames"])
 
 
-FrameId = Annotated[int, Path(ge=0, lt=2**63, description="counts from 0 within the session")]
+FrameId = Annotated[int, Path(ge=0, le=LARGEST_NUMBER, description="counts from 0 within the session")]
 
 
 def _output(session: Session) -> str:
@@ -32,7 +32,7 @@ def _output(session: Session) -> str:
     return output
 
 
-@router.get("/{frame_id}", responses=LOOKING)
+@router.get("/{frame_id}", responses=SEARCHING)
 async def frame(session: TheSession, frame_id: FrameId) -> FrameView:
     """How a frame was taken and recovered, and how good it is; as soon as its result is on disk."""
     try:
@@ -45,7 +45,7 @@ async def frame(session: TheSession, frame_id: FrameId) -> FrameView:
 @router.get(
     "/{frame_id}/preview.png",
     response_class=Response,
-    responses={200: {"description": "8-bit grey", "content": {"image/png": {}}}, **LOOKING},
+    responses={200: {"description": "8-bit grey", "content": {"image/png": {}}}, **SEARCHING},
 )
 async def preview(
     session: TheSession,

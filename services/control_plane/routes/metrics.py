@@ -10,7 +10,7 @@ from common.state.store import TELEMETRY_KEPT
 from services.control_plane.metrics import Metrics
 from services.control_plane.models import HistoryPoint
 from services.control_plane.routes.access import TheSession, TheSessions
-from services.control_plane.routes.sessions import LOOKING
+from services.control_plane.routes.sessions import LOOKING, SEARCHING
 
 router = APIRouter(prefix="/sessions/{session_id}/metrics", tags=["metrics"])
 
@@ -21,7 +21,7 @@ async def metrics(session: TheSession, sessions: TheSessions) -> Metrics:
     return sessions.metrics(session)
 
 
-@router.get("/history", responses=LOOKING)
+@router.get("/history", responses=SEARCHING)
 async def history(
     session: TheSession,
     sessions: TheSessions,

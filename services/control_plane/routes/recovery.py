@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from services.control_plane.body import JsonRoute
 from services.control_plane.models import RecoveryPatch, RecoveryView, WorkerAnswer
 from services.control_plane.routes.access import TheSession, TheSessions
-from services.control_plane.routes.sessions import LOOKING, STEERING
+from services.control_plane.routes.sessions import CHANGING, LOOKING
 
-router = APIRouter(prefix="/sessions/{session_id}/recovery", tags=["recovery"])
+router = APIRouter(prefix="/sessions/{session_id}/recovery", tags=["recovery"], route_class=JsonRoute)
 
 
 @router.get("", responses=LOOKING)
@@ -17,7 +18,7 @@ async def recovery(session: TheSession) -> RecoveryView:
     return RecoveryView(**session.recovery[-1].model_dump())
 
 
-@router.patch("", responses=STEERING)
+@router.patch("", responses=CHANGING)
 async def change_recovery(change: RecoveryPatch, session: TheSession, sessions: TheSessions) -> RecoveryView:
     """Change the method or its parameters, from each worker's next batch on."""
     setting, answers = await sessions.change_recovery(

@@ -8,21 +8,28 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from common.session import SessionSpec
+from common.state.store import EVENTS_KEPT
+from services.control_plane.body import JsonRoute
 from services.control_plane.models import EventView, SessionView
 from services.control_plane.problems import responses
-from services.control_plane.routes.access import TheSession, TheSessions
+from services.control_plane.routes.access import LARGEST_NUMBER, TheSession, TheSessions
 
-router = APIRouter(prefix="/sessions", tags=["sessions"])
+router = APIRouter(prefix="/sessions", tags=["sessions"], route_class=JsonRoute)
 
-STEERING = responses(
-    HTTPStatus.NOT_FOUND,
-    HTTPStatus.CONFLICT,
-    HTTPStatus.UNPROCESSABLE_ENTITY,
-    HTTPStatus.BAD_GATEWAY,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    HTTPStatus.GATEWAY_TIMEOUT,
-)
-LOOKING = responses(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE)
+LOOKING = responses(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE)
+SEARCHING = {**LOOKING, **responses(HTTPStatus.UNPROCESSABLE_ENTITY)}
+STEERING = {
+    **LOOKING,
+    **responses(HTTPStatus.CONFLICT, HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT),
+}
+CHANGING = {
+    **STEERING,
+    **responses(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    ),
+}
 
 
 @router.post(
@@ -30,7 +37,7 @@ LOOKING = responses(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPS
     status_code=HTTPStatus.CREATED,
     responses={
         201: {"headers": {"Location": {"description": "of the session", "schema": {"type": "string"}}}},
-        **{status: answer for status, answer in STEERING.items() if status != HTTPStatus.NOT_FOUND},
+        **{status: answer for status, answer in CHANGING.items() if status != HTTPStatus.NOT_FOUND},
     },
 )
 async def start(spec: SessionSpec, sessions: TheSessions, response: Response) -> SessionView:
@@ -70,12 +77,12 @@ async def stop(session: TheSession, sessions: TheSessions) -> SessionView:
     return SessionView.of(await sessions.stop(session))
 
 
-@router.get("/{session_id}/events", responses=LOOKING)
+@router.get("/{session_id}/events", responses=SEARCHING)
 async def events(
     session: TheSession,
     sessions: TheSessions,
-    after: Annotated[int, Query(ge=0, description="only events with a higher number")] = 0,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    after: Annotated[int, Query(ge=0, le=LARGEST_NUMBER, description="only events with a higher number")] = 0,
+    limit: Annotated[int, Query(ge=1, le=EVENTS_KEPT, description="at most so many")] = 1000,
 ) -> list[EventView]:
     """The session's history: bad files skipped, workers lost and restarted, changes made."""
     return await sessions.events(session, after, limit)

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from services.control_plane.chronicle import Chronicle
 from services.control_plane.readiness import readiness
 from services.control_plane.routes.access import SessionName, TheBus, TheRecorder, TheSessions
-from services.control_plane.routes.sessions import LOOKING
+from services.control_plane.routes.sessions import SEARCHING
 from services.control_plane.sessions import CURRENT
 from services.control_plane.stream import Cursor, follow
 
@@ -36,7 +36,7 @@ async def _named(sessions: TheSessions, session_id: SessionName) -> Chronicle | 
     return None if session_id == CURRENT else await sessions.chronicle_of(session_id)
 
 
-@router.get("", response_class=EventStream, responses={200: STREAM, **LOOKING})
+@router.get("", response_class=EventStream, responses={200: STREAM, **SEARCHING})
 async def stream(
     named: Annotated[Chronicle | None, Depends(_named)],
     sessions: TheSessions,
