@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -12,7 +13,17 @@ from typing import Any
 import msgspec
 import zmq
 
-from common.wire.link import Bell, Buffer, Link, LinkLimit, Malformed, PeerGone, Pulse, Received
+from common.wire.link import (
+    Bell,
+    Buffer,
+    Link,
+    LinkLimit,
+    Malformed,
+    PeerGone,
+    Pulse,
+    Received,
+    not_listened_to,
+)
 from common.wire.messages import (
     Ack,
     ConfigurationNotice,
@@ -28,12 +39,14 @@ from common.wire.messages import (
 from detector_sim.ledger import Ledger
 from detector_sim.safekeeping import Kept, Safekeeping
 from detector_sim.spool import Answer, Answers, Change, Exposed, Found, Head, Spool, SpoolDamaged, Turn
+from detector_sim.tracing import BlockTraces
 
 log = logging.getLogger(__name__)
 
 LONGEST_POLL_SECONDS = 0.5
+TOLD_SECONDS = 1.0  # between two lines about messages that are not understood
 NOTED_EVERY_SECONDS = 0.05  # verdicts that a killed process had not yet written down are asked for again
-FIGURES_EVERY_SECONDS = 1.0
+FIGURES_EVERY_SECONDS = 0.2
 SPOOL_FULL = "spool full"
 
 
@@ -47,6 +60,8 @@ class Publisher:
     ----------
     safekeeping : Safekeeping
         Has every block before it is sent, and those that wait for room in the window.
+    traces : BlockTraces, optional
+        Makes spans of blocks that are queued, sent and acknowledged.
     event : callable
         ``event(kind, message)``: told about workers that come and go.
     drained : callable
@@ -69,6 +84,7 @@ class Publisher:
         silent_after_seconds: float,
         window_bytes: int,
         safekeeping: Safekeeping,
+        traces: BlockTraces | None = None,
         event: Callable[[str, str], None],
         drained: Callable[[], None],
         failed: Callable[[Exception], None],
@@ -76,8 +92,10 @@ class Publisher:
         self._link = Link.router(context, bind)
         self._ledger = Ledger(silent_after_seconds=silent_after_seconds, window_bytes=window_bytes)
         self._safekeeping = safekeeping
+        self._traces = traces
         self._limit = LinkLimit(None)
         self._heartbeat = Pulse(heartbeat_seconds)
+        self._telling, self._shutting_out = Pulse(TOLD_SECONDS), Pulse(TOLD_SECONDS)
         self._watch = Pulse(silent_after_seconds / 10)
         self._event, self._drained, self._failed = event, drained, failed
         self._bell = Bell()
@@ -166,6 +184,8 @@ class Publisher:
         self._open(found.head.start, link_mbit_per_s, found)
 
     def _open(self, start: Start, link_mbit_per_s: float | None, found: Found | None = None) -> None:
+        if self._traces is not None:
+            self._traces.session = start.session
         with self.changed:
             self._ledger.open(start, found)
             for change in found.changes if found is not None else ():
@@ -207,6 +227,8 @@ class Publisher:
         """Queue a block; its buffers must stay as they are until it is acknowledged."""
         with self.changed:
             header = msgspec.structs.replace(header, block=self._ledger.next_number)
+        if self._traces is not None:
+            header = self._traces.queued(header)
         kept = self._safekeeping.keep(header, buffers)  # nobody else adds, so the number stays
         with self.changed:
             if kept is Kept.NOWHERE:
@@ -310,7 +332,7 @@ class Publisher:
 
     def _receive(self) -> bool:
         heard = False
-        while (received := self._link.receive()) is not None:
+        for received in self._link.turn():
             heard = True
             with self.changed:
                 self._hear(received)
@@ -323,6 +345,8 @@ class Publisher:
             self._event("worker_back", f"worker {ledger.peers[identity].name} is heard again")
         match received.message:
             case Ack() as ack:
+                if self._traces is not None:
+                    self._traces.acknowledged(ack)
                 ledger.ack(ack, time.time())
                 ledger.credit(identity, ack.credit)
             case Credit(blocks=blocks):
@@ -338,21 +362,29 @@ class Publisher:
                 self._event("worker_joined", f"worker {hello.worker} on {hello.host} (pid {hello.pid})")
             case Goodbye():
                 self._lose_peer(identity, "left")
-            case Malformed(reason):
-                self._refuse(identity, reason)
+            case Malformed(reason, shut_out):
+                self._refuse(identity, reason, shut_out)
             case other:
-                self._refuse(identity, f"a detector does not take {type(other).__name__} messages")
+                reason = f"a detector does not take {type(other).__name__} messages"
+                self._refuse(identity, reason, self._link.offend(identity))
 
-    def _refuse(self, identity: bytes, reason: str) -> None:
-        known = identity in self._ledger.peers
-        log.warning("message from %r not understood: %s", identity, reason)
-        if not known:
+    def _refuse(self, identity: bytes, reason: str, shut_out: bool) -> None:
+        """Tell whoever sent it; people only so often, whatever comes in."""
+        peer = self._ledger.peers.get(identity)
+        told = self._telling.due(time.monotonic())
+        if told or shut_out:
+            log.warning("message from %r not understood: %s", identity, reason)
+        if peer is None:
             self.refused += 1
-            try:
+            with contextlib.suppress(PeerGone):
                 self._spend(self._link.send(Refusal(reason=reason), to=identity))
-            except PeerGone:
-                return
-            self._event("worker_refused", reason)
+                if told and not shut_out:
+                    self._event("worker_refused", reason)
+        if shut_out and self._shutting_out.due(time.monotonic()):
+            who = f"worker {peer.name}" if peer is not None else f"a stranger ({identity.hex()})"
+            self._event("peer_ignored", not_listened_to(who))
+        if shut_out:
+            self._lose_peer(identity, "is not understood any more")
 
     def _lose_peer(self, identity: bytes, how: str) -> None:
         peer = self._ledger.peers.get(identity)
@@ -393,6 +425,8 @@ class Publisher:
             try:
                 for message, buffers in delivery.messages:
                     self._spend(self._link.send(message, buffers, to=delivery.to))
+                    if self._traces is not None and isinstance(message, Frames):
+                        self._traces.sent(message, self._ledger.peers[delivery.to].name)
             except PeerGone:
                 with self.changed:
                     self._lose_peer(delivery.to, "is gone")

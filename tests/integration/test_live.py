@@ -397,7 +397,10 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
     assert len(gone) == len(children)
 
 
-def test_a_detector_that_dies_ends_the_session_with_what_there_is(tmp_path: Path) -> None:
+def test_without_a_spool_a_detector_that_dies_ends_the_session_with_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRYOFLUX_SPOOL_BYTES", "0")
     output = tmp_path / "s"
     with Live(output, "--input", "pattern", "--side", "32", "--rate", "50") as live:
         live.reaches(50)

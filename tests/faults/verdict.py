@@ -1,0 +1,54 @@
+"""What must be true at the end of every fault: each frame acquired is there once, or lost with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import pandas as pd
+
+from common.operators.spec import MaskSpec
+from common.session import CameraSpec, PatternSource, RecoverySpec, SessionSpec
+from detector_sim.sources import frame_number
+from reconstructor.writer import finalise
+
+SHAPE = (32, 32)
+
+
+def session(output: Path, *, rate: float | None = 1000, frames: int | None = None) -> SessionSpec:
+    """Numbered frames through an open aperture, so that what comes back tells which frame it is."""
+    return SessionSpec(
+        source=PatternSource(shape=SHAPE),
+        mask=MaskSpec(kind="none"),  # pyright: ignore[reportCallIssue]
+        camera=CameraSpec(rate=rate, frames=frames),
+        recovery=RecoverySpec(method="minimum_norm", free_share=0.0),
+        output=str(output),
+    )
+
+
+def balanced(counters: dict[str, Any]) -> None:
+    """The identity, as the detector told it."""
+    held = sum(counters[f"frames_{name}"] for name in ("acknowledged", "in_flight", "spooled"))
+    assert counters["frames_acquired"] == held + sum(counters["frames_lost"].values()), counters
+    assert counters["frames_unaccounted"] == 0
+
+
+def every_frame_once(
+    output: Path, opened: dict[str, Any], counters: dict[str, Any], lost: set[str] | None = None
+) -> pd.DataFrame:
+    """All frames but those lost for a reason of ``lost`` are recovered exactly once, each in its own slot."""
+    balanced(counters)
+    assert counters["state"] == "finished"
+    assert (counters["frames_in_flight"], counters["frames_spooled"]) == (0, 0)
+    assert set(counters["frames_lost"]) <= (lost or set())
+    summary = finalise(output, opened, counters)
+    assert summary.frames_recovered == counters["frames_acknowledged"] > 0
+    assert summary.frames_missing == 0
+    table = pd.read_csv(output / "frames.csv")
+    ids = table["frame_id"].tolist()
+    assert len(set(ids)) == len(ids)
+    assert 0 <= min(ids) <= max(ids) < counters["frames_acquired"]
+    with mrcfile.mmap(output / "recovered.mrcs") as stack:
+        assert [frame_number(stack.data[frame].round()) for frame in ids] == ids
+    return table
