@@ -73,7 +73,28 @@ class PatternSource(_Source):
     dtype: Literal["uint8", "uint16", "float32"] = "uint8"
 
 
-SourceSpec = Annotated[SpecimenSource | FileSource | PatternSource, Field(discriminator="kind")]
+class ArchiveSource(_Source):
+    """A recorded session, replayed: its measurements, masks, frame numbers and metadata as they were.
+
+    ``mask`` and ``readout`` of the session have no meaning then. A ``camera.rate`` replaces the recorded
+    times of exposure.
+    """
+
+    kind: Literal["archive"]
+    path: Place | None = Field(
+        default=None, min_length=1, description="HDF5 file; none: the one the detector was started with"
+    )
+    speed: Number | None = Field(
+        default=1.0,
+        gt=0,
+        le=1e6,
+        description="times the recorded speed; none: as fast as the chain takes frames",
+    )
+
+
+SourceSpec = Annotated[
+    SpecimenSource | FileSource | PatternSource | ArchiveSource, Field(discriminator="kind")
+]
 
 
 class CameraSpec(_Model):

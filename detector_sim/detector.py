@@ -20,13 +20,14 @@ from common.ending import ending_signals
 from common.exposition import Exposition, registry_of
 from common.logs import about, last_word
 from common.operators.spec import MaskSpec
-from common.session import SessionSpec
+from common.session import ArchiveSource, SessionSpec
 from common.settings import Settings
 from common.wire.control import Conflict, ControlClient, error_line
 from common.wire.link import keep_freed_memory
 from common.wire.messages import Register
 from detector_sim.metrics import Figures, families
 from detector_sim.publisher import Publisher
+from detector_sim.replay import RecordedFrames, open_series
 from detector_sim.safekeeping import Safekeeping
 from detector_sim.series import Series, SeriesTotals
 from detector_sim.spool import Found, Spool
@@ -71,6 +72,8 @@ class Detector:
         ``on_event(kind, message)``: told of every event, as the control plane is.
     metrics_address : str
         ``host:port`` where the process serves its metrics; empty: it does not.
+    replay : ArchiveSource, optional
+        What sessions replay that want an archive and name none.
 
     Raises
     ------
@@ -84,7 +87,9 @@ class Detector:
         context: zmq.Context[Any],
         on_event: Callable[[str, str], None] | None = None,
         metrics_address: str = "",
+        replay: ArchiveSource | None = None,
     ) -> None:
+        self._replay = replay
         self._settings = settings
         self._on_event = on_event
         self._series: Series | None = None
@@ -141,7 +146,8 @@ class Detector:
         start = found.head.start
         try:
             spec = SessionSpec.model_validate(found.head.spec)
-            series = Series(spec, start.session, self._publisher, self._settings, self._event, (spool, found))
+            left = (spool, found)
+            series = open_series(spec, start.session, self._publisher, self._settings, self._event, left)
         except Exception as error:  # whatever it is, the next session must not suffer from it
             log.exception("the series %s cannot be gone on with", start.series)
             self._safekeeping.put_aside(spool, error)
@@ -207,7 +213,8 @@ class Detector:
         if self._series is not None and not self._series.over:
             raise Conflict(f"a series is {self._series.state}; stop it first")
         try:
-            series = Series(arguments.spec, arguments.session, self._publisher, self._settings, self._event)
+            spec = self._with_archive(arguments.spec)
+            series = open_series(spec, arguments.session, self._publisher, self._settings, self._event)
         except OSError as error:  # a file that is not there is the asker's mistake
             raise ValueError(error_line(error)) from error
         self._over.clear()
@@ -220,6 +227,16 @@ class Detector:
         opened = series.describe()
         about(session=opened["session"], config=opened["configuration"]["config_id"])
         return opened
+
+    def _with_archive(self, spec: SessionSpec) -> SessionSpec:
+        """The session with the archive of this detector, where it wants one and names none."""
+        if not isinstance(spec.source, ArchiveSource) or spec.source.path is not None:
+            return spec
+        if self._replay is None:
+            raise ValueError("source.path: the detector was started without --input; name an archive")
+        speed = spec.source.speed if "speed" in spec.source.model_fields_set else self._replay.speed
+        source = self._replay.model_copy(update={"speed": speed})
+        return spec.model_copy(update={"source": source})
 
     def _running(self) -> Series:
         if self._series is None:
@@ -326,17 +343,23 @@ class Detector:
         return self._over.is_set() and not self.failed
 
 
-def run_detector(settings: Settings) -> int:
+def run_detector(settings: Settings, replay: ArchiveSource | None = None) -> int:
     """Run a detector until it is told to end (SIGTERM, SIGINT); the process's exit code.
 
     The first signal stops the acquisition and delivers what was acquired; a second one ends at once, and
     what is not delivered is counted as lost.
     """
     keep_freed_memory()
+    if replay is not None and replay.path is not None:
+        try:
+            RecordedFrames(Path(replay.path)).close()
+        except (OSError, ValueError) as error:
+            last_word(f"cryoflux detector: --input: {error_line(error)}")
+            return 2
     context: zmq.Context[Any] = zmq.Context()
     try:
         exposition = Exposition(settings.metrics_host, settings.metrics_port)
-        detector = Detector(settings, context, metrics_address=exposition.address)
+        detector = Detector(settings, context, metrics_address=exposition.address, replay=replay)
     except OSError as error:
         last_word(f"cryoflux detector: {error.strerror}")
         return 1

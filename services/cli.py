@@ -502,14 +502,29 @@ def detector(
         str | None,
         typer.Option(help="Folder of what is not acknowledged; survives the process.", show_default="spool"),
     ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARCHIVE", help="Replayed by sessions with the source 'archive' that name no file."
+        ),
+    ] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(help="Of the replay: times its own; 0: as fast as it goes.", show_default="1"),
+    ] = None,
     parent: Parent = None,
 ) -> int:
     """Run a simulated detector alone."""
     from detector_sim.detector import run_detector
+    from services import specification as wanted
 
+    try:
+        replay = wanted.replay(input, speed)
+    except CannotRun as error:
+        return fail("detector", error)
     return _part(
         "detector",
-        run_detector,
+        lambda settings: run_detector(settings, replay),
         parent,
         control_endpoint=control_endpoint,
         data_bind=data_bind,

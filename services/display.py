@@ -255,6 +255,9 @@ def _workers(count: int) -> str:
 
 
 def _source(source: Mapping[str, Any]) -> str:
+    if source["kind"] == "archive":
+        speed = f"at {source['speed']:g} times its speed" if source["speed"] else "as fast as it goes"
+        return f"replay of {source['path'] or 'the archive of the detector'} {speed}"
     match source["kind"]:
         case "specimen":
             specimen = source["specimen"]

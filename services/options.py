@@ -89,10 +89,15 @@ class SourceOptions:
         str | None,
         _option(
             INPUT,
-            "'specimen' (simulated), 'pattern' (numbered frames), an MRC, TIFF or STAR file, a folder.",
+            "'specimen' (simulated), 'pattern' (numbered frames), an MRC, TIFF or STAR file, a folder, "
+            "or an HDF5 archive, which is replayed ('archive': the one of the detector).",
             show_default="specimen",
             metavar="SOURCE",
         ),
+    ] = None
+    speed: Annotated[
+        float | None,
+        _option(INPUT, "Of a replayed archive: times its own; 0: as fast as it goes.", show_default="1"),
     ] = None
     watch: Annotated[bool, _option(INPUT, "A folder: wait for new files.", "--watch")] = False
     dtype: Annotated[

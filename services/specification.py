@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from common.operators.spec import MaskSpec
-from common.session import RecoverySpec, SessionSpec
+from common.session import ArchiveSource, RecoverySpec, SessionSpec
 from reconstructor.recovery import check_recovery
 from services.explain import FieldProblem, explain
 from services.failure import WrongOption
@@ -23,6 +24,7 @@ PARTS = ("source", "mask", "camera", "readout", "recovery")  # of a session's sp
 OPTION_OF = {
     "source.path": "--input",
     "source.watch": "--watch",
+    "source.speed": "--speed",
     "source.pixel_size_angstrom": "--pixel-size",
     "source.shape.0": "--side",
     "source.shape.1": "--side",
@@ -52,6 +54,7 @@ OPTION_OF = {
     "output": "--output",
     "archive": "--archive",
 }
+ARCHIVES = (".h5", ".hdf5", ".nxs")
 ONLY_FOR = {"kernel_size": "coded-aperture", "mask_count": "coded-aperture", "pattern": "phase-plate",
             "symmetry": "phase-plate"}  # fmt: skip
 
@@ -61,12 +64,20 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def source(name: str, *, watch: bool, pixel_size: float | None, **specimen: Any) -> dict[str, Any]:
-    """What ``--input`` means: *specimen*, *pattern*, or a path.
+def source(
+    name: str, *, watch: bool, pixel_size: float | None, speed: float | None = None, **specimen: Any
+) -> dict[str, Any]:
+    """What ``--input`` means: *specimen*, *pattern*, *archive*, or a path.
 
     ``specimen`` are fields of ``SpecimenSpec``, given or None; ``side_pixels`` and ``dtype`` serve the
     pattern too.
     """
+    if name == "archive" or Path(name).suffix.lower() in ARCHIVES:
+        others = {"--watch": watch or None, "--pixel-size": pixel_size, **_named(specimen)}
+        _refuse(others, "another input than an archive")
+        path = None if name == "archive" else str(Path(name).absolute())
+        return {"kind": "archive", **given(path=path), **_speed(speed)}
+    _refuse({"--speed": speed}, "--input ARCHIVE")
     dtype = specimen.pop("dtype", None)
     match name:
         case "specimen":
@@ -84,6 +95,25 @@ def source(name: str, *, watch: bool, pixel_size: float | None, **specimen: Any)
             return {"kind": "file", **given(path=path, watch=watch or None, pixel_size_angstrom=pixel_size)}
 
 
+def _speed(speed: float | None) -> dict[str, float | None]:
+    return {} if speed is None else {"speed": speed or None}
+
+
+def replay(name: str | None, speed: float | None) -> ArchiveSource | None:
+    """What ``cryoflux detector --input`` means.
+
+    Raises
+    ------
+    WrongOption
+        If the speed is out of range, or there is nothing to be replayed.
+    """
+    if name is None:
+        _refuse({"--speed": speed}, "--input ARCHIVE")
+        return None
+    path = str(Path(name).absolute())
+    return validated(ArchiveSource, {"kind": "archive", "path": path, **_speed(speed)}, "source")
+
+
 def asked(options: SessionOptions, output: str | None, defaults: Mapping[str, Any] = EMPTY) -> SessionSpec:
     """The session that the options mean; what they leave open is as ``defaults`` say, in REST's words.
 
@@ -95,12 +125,21 @@ def asked(options: SessionOptions, output: str | None, defaults: Mapping[str, An
     WrongOption
         If a value is out of range, or does not go with another.
     """
+    wanted = _asked_source(options, defaults.get("source", {}))
+    if wanted["kind"] == "archive":
+        _refuse_as_recorded(options)
+        return session(
+            **given(link_mbit_per_s=options.link_mbit_per_s, output=output, archive=options.archive),
+            source=wanted,
+            recovery=asked_recovery(options, defaults.get("recovery", {})),
+            camera=given(rate=options.rate, frames=options.frames),
+        )
     return session(
         **{
             **{name: value for name, value in defaults.items() if name not in PARTS},
             **given(link_mbit_per_s=options.link_mbit_per_s, output=output, archive=options.archive),
         },
-        source=_asked_source(options, defaults.get("source", {})),
+        source=wanted,
         mask=_asked_mask(options, defaults.get("mask", {})),
         recovery=asked_recovery(options, defaults.get("recovery", {})),
         camera={
@@ -111,12 +150,23 @@ def asked(options: SessionOptions, output: str | None, defaults: Mapping[str, An
     )
 
 
+def _refuse_as_recorded(options: SessionOptions) -> None:
+    """Nothing may be asked of a replayed session that was settled when it was recorded."""
+    names = ("mask", "compression", "kernel", "masks", "pattern", "symmetry", "seed", "values", "coding",
+             "reference_every", "change")  # fmt: skip
+    for name in names:
+        if getattr(options, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise WrongOption(f"{option}: a replayed session's masks and readout are as recorded")
+
+
 def _asked_source(options: SessionOptions, default: Mapping[str, Any]) -> dict[str, Any]:
     kind = default.get("kind", "specimen")
     wanted = source(
-        options.input or (kind if kind in ("specimen", "pattern") else default["path"]),
+        options.input or (kind if kind in ("specimen", "pattern") else default.get("path", kind)),
         watch=options.watch,
         pixel_size=options.pixel_size,
+        speed=options.speed,
         dose_per_square_angstrom=options.dose,
         snr=options.snr,
         structure=options.structure,

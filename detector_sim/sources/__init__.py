@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.session import FileSource, PatternSource, SourceSpec, SpecimenSource
+from common.session import ArchiveSource, FileSource, PatternSource, SourceSpec, SpecimenSource
 from detector_sim.sources.base import BadFile, FrameBatch, Source, SourceError
 from detector_sim.sources.folder import FolderSource, WatchedFolderSource
 from detector_sim.sources.pattern import Pattern, frame_number
@@ -32,6 +32,8 @@ def open_source(spec: SourceSpec, *, first_file_seconds: float = 30.0) -> Source
             return Pattern(spec)
         case FileSource():
             return _open_path(spec, first_file_seconds)
+        case ArchiveSource():
+            raise SourceError("source.kind: an archive has measurements, not frames; it is replayed")
         case SpecimenSource():
             # torch and its slicing libraries take seconds to import: only who simulates pays
             from detector_sim.sources.specimen import SpecimenFrames

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from common.configuration import Configuration
 from common.logs import about
 from common.operators.spec import MaskSpec
-from common.session import RecoverySpec, SessionSpec
+from common.session import ArchiveSource, RecoverySpec, SessionSpec
 from common.state.store import EventRecord, Store, StoreError
 from common.wire.control import error_line
 from common.wire.messages import Event, Registered
@@ -238,6 +238,11 @@ class Sessions:
         if self.active is not None:
             raise WrongState(f"session {self.active.id} is {self.active.state}; stop it first")
         self._check_recovery(spec.recovery)
+        if isinstance(spec.source, ArchiveSource):
+            for part in ("mask", "readout"):
+                if getattr(spec, part) != SessionSpec.model_fields[part].default:
+                    message = "a replayed session's masks and readout are as recorded; leave this out"
+                    raise InvalidValue([FieldProblem(part, message)])
         if spec.archive is not None and (wrong := cannot_begin(Path(spec.archive).absolute())):
             raise InvalidValue([FieldProblem("archive", wrong)])
         detector = self._detector()
