@@ -113,7 +113,7 @@ def test_form_fits_a_phone(pages: Watched, installation: Installation) -> None:
     installation.stop_session()
     page = pages.open(**PHONE)
     page.locator("#start-open, #welcome-start").filter(visible=True).first.click()
-    for kind in ("specimen", "file", "pattern"):
+    for kind in ("specimen", "file", "pattern", "archive"):
         page.locator(f'input[name="source-kind"][value="{kind}"]').check()
         assert page.evaluate(WIDEST) == [360, []]
 

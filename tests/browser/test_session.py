@@ -108,9 +108,17 @@ def test_wrong_value_is_told_at_its_field(pages: Watched, installation: Installa
     expect(parts).to_be_focused()
     parts.fill("")
 
+    # a replay brings its own masks and times
+    line = page.locator("#start .dialog-foot code")
+    dialog.get_by_role("radio", name="Archive").check()
+    expect(side).to_be_hidden()
+    expect(line).not_to_contain_text("mask")
+    expect(line).not_to_contain_text("rate")
+
     # what only the detector can find out
     dialog.get_by_role("radio", name="File or folder").check()
-    path = dialog.locator('[data-path="source.path"]')
+    expect(side).to_have_value("4")
+    path = dialog.locator('[data-path="source.path"]').filter(visible=True)
     path.fill("/nowhere/particles.star")
     dialog.get_by_role("button", name="Start", exact=True).click()
     expect(dialog).to_contain_text("/nowhere/particles.star")

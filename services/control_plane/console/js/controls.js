@@ -79,6 +79,8 @@ function sourceText(source) {
       return `specimen simulator, ${source.specimen?.structure ?? "cage"}, ${source.specimen?.output ?? "particles"}`;
     case "pattern":
       return "test pattern";
+    case "archive":
+      return `replay of ${source.path ?? "the detector's archive"}`;
     default:
       return source.path ?? source.kind;
   }

@@ -9,7 +9,7 @@ import {
 } from "./fields.js";
 import { short } from "./format.js";
 
-const SOURCES = [["specimen", "Specimen simulator"], ["file", "File or folder"], ["pattern", "Test pattern"]];
+const SOURCES = [["specimen", "Simulator"], ["file", "File or folder"], ["pattern", "Pattern"], ["archive", "Archive"]];
 
 const SOURCE_FIELDS = {
   specimen: [
@@ -32,6 +32,12 @@ const SOURCE_FIELDS = {
     number("source.shape.1", "Width", "128", { unit: "pixels" }),
     choice("source.dtype", "Values", ["uint8", "uint16", "float32"]),
   ],
+  archive: [
+    text("source.path", "Archive", "the one the detector was started with", {
+      wide: true, hint: "HDF5 file of a recorded session; its masks are replayed with its measurements",
+    }),
+    number("source.speed", "Speed", "1", { unit: "× recorded" }),
+  ],
 };
 
 const CAMERA_FIELDS = [
@@ -48,6 +54,7 @@ const MORE_FIELDS = [
   number("readout.quantisation_sigma", "Quantisation step", "0.125", { unit: "noise σ" }),
   number("camera.reference_first", "First references", "4", { unit: "frames" }),
   text("output", "Results folder", "chosen by the control plane", { wide: true }),
+  text("archive", "Archive of the measurements", "none", { wide: true, hint: "a new HDF5 file, as the control plane sees it" }),
 ];
 
 const initial = () => ({
@@ -98,7 +105,7 @@ export class StartForm {
     return [
       section(null, this.source.place, ...SOURCES.map(([kind]) =>
         this.#group("source.kind", kind, SOURCE_FIELDS[kind]))),
-      section(null, this.mask.place, ...MASK_KINDS.map(([kind]) =>
+      this.maskPart = section(null, this.mask.place, ...MASK_KINDS.map(([kind]) =>
         this.#group("mask.kind", kind, MASK_FIELDS[kind])), this.factor),
       section("Camera and link", this.#group(null, null, CAMERA_FIELDS)),
       section("Recovery", this.#group(null, null, [
@@ -132,7 +139,21 @@ export class StartForm {
   #choose(part, kind) {
     this.other[`${part} ${this.spec[part]?.kind}`] = this.spec[part];
     this.spec[part] = this.other[`${part} ${kind}`] ?? { kind };
+    if (part === "source") this.#replay(kind === "archive");
     this.#fill();
+  }
+
+  /** A replay brings masks and times of its own. */
+  #replay(is) {
+    if (is) {
+      this.other.taken = { mask: this.spec.mask, rate: this.spec.camera?.rate };
+      delete this.spec.mask;
+      if (this.spec.camera) delete this.spec.camera.rate;
+    } else if (this.other.taken !== undefined) {
+      this.spec.mask = this.other.taken.mask;
+      if (this.spec.camera) put(this.spec, "camera.rate", this.other.taken.rate);
+      delete this.other.taken;
+    }
   }
 
   /** From the document into every field. */
@@ -156,6 +177,7 @@ export class StartForm {
       const standard = { "source.kind": "specimen", "mask.kind": "coded-aperture", "recovery.method": "dct" };
       made.hidden = path !== null && (get(this.spec, path) ?? standard[path]) !== value;
     }
+    this.maskPart.hidden = this.spec.source?.kind === "archive";
     const factor = wantedFactor(this.spec.mask ?? { kind: "coded-aperture" });
     this.factor.textContent = factor === null ? "" : `Compression factor C = ${short(factor, 3)}`;
     if (document.activeElement !== this.json) this.json.value = JSON.stringify(this.spec, null, 2);
