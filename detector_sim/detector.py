@@ -22,6 +22,7 @@ from common.logs import about, last_word
 from common.operators.spec import MaskSpec
 from common.session import ArchiveSource, SessionSpec
 from common.settings import Settings
+from common.tracing import start as start_tracing
 from common.wire.control import Conflict, ControlClient, error_line
 from common.wire.link import keep_freed_memory
 from common.wire.messages import Register
@@ -31,6 +32,7 @@ from detector_sim.replay import RecordedFrames, open_series
 from detector_sim.safekeeping import Safekeeping
 from detector_sim.series import Series, SeriesTotals
 from detector_sim.spool import Found, Spool
+from detector_sim.tracing import BlockTraces
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ class Detector:
         ``on_event(kind, message)``: told of every event, as the control plane is.
     metrics_address : str
         ``host:port`` where the process serves its metrics; empty: it does not.
+    traces : BlockTraces, optional
+        Makes spans of the blocks.
     replay : ArchiveSource, optional
         What sessions replay that want an archive and name none.
 
@@ -87,6 +91,7 @@ class Detector:
         context: zmq.Context[Any],
         on_event: Callable[[str, str], None] | None = None,
         metrics_address: str = "",
+        traces: BlockTraces | None = None,
         replay: ArchiveSource | None = None,
     ) -> None:
         self._replay = replay
@@ -111,6 +116,7 @@ class Detector:
             silent_after_seconds=settings.silent_after_seconds,
             window_bytes=settings.window_bytes,
             safekeeping=self._safekeeping,
+            traces=traces,
             event=self._event,
             drained=self._drained,
             failed=self.fail,
@@ -357,9 +363,13 @@ def run_detector(settings: Settings, replay: ArchiveSource | None = None) -> int
             last_word(f"cryoflux detector: --input: {error_line(error)}")
             return 2
     context: zmq.Context[Any] = zmq.Context()
+    tracing = start_tracing(settings.otlp_endpoint, component=NAME, name=NAME)
+    traces = BlockTraces(tracing) if tracing is not None else None
     try:
         exposition = Exposition(settings.metrics_host, settings.metrics_port)
-        detector = Detector(settings, context, metrics_address=exposition.address, replay=replay)
+        detector = Detector(
+            settings, context, metrics_address=exposition.address, traces=traces, replay=replay
+        )
     except OSError as error:
         last_word(f"cryoflux detector: {error.strerror}")
         return 1
@@ -376,6 +386,8 @@ def run_detector(settings: Settings, replay: ArchiveSource | None = None) -> int
     detector.wanted.wait()
     clean = detector.finish(asked_again)
     detector.close()
+    if traces is not None:
+        traces.close()
     exposition.close()
     context.term()
     return 0 if clean else 1

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ from common.gpu import gpu_of
 from common.logs import about, last_word
 from common.session import RecoverySpec
 from common.settings import Settings
+from common.tracing import Attributes, Tracing
+from common.tracing import start as start_tracing
 from common.wire.control import ControlClient, error_line
 from common.wire.link import Received, keep_freed_memory
 from common.wire.messages import (
@@ -137,11 +139,19 @@ class Worker:
         As people know it; each process writes its files under a name of its own.
     metrics_address : str
         ``host:port`` where the process serves its metrics; empty: it does not.
+    tracing : Tracing, optional
+        Makes spans of blocks that are recovered and written.
     """
 
     def __init__(
-        self, settings: Settings, name: str, context: zmq.Context[Any], metrics_address: str = ""
+        self,
+        settings: Settings,
+        name: str,
+        context: zmq.Context[Any],
+        metrics_address: str = "",
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._threads_of_torch = settings.worker_threads
         device = settings.device
         if device == "auto":
@@ -158,7 +168,7 @@ class Worker:
         self._measured = Measured()
         self._gpu = gpu_of(self._device)
         self._credits = settings.credits
-        self._series = ""
+        self._series = self._session = ""
         self._busy_before = (time.monotonic(), 0.0)
         self._error: str | None = None
         self.wanted = threading.Event()  # set to have ``run_worker`` look at what happened
@@ -339,6 +349,7 @@ class Worker:
         if start.series == self._series:
             return  # the same series, over a new connection
         self._series = start.series
+        self._session = start.session
         about(session=start.session)
         self._recoverer.start(start)
         self._outbox.put(lambda: self._open(start))
@@ -359,6 +370,9 @@ class Worker:
         choice, began = self._choice, time.monotonic()
         outcomes = self._recoverer.recover(blocks, choice)
         seconds = time.monotonic() - began
+        if self._tracing is not None:
+            headers = [block.header for block in blocks]
+            self._trace("recover", headers, seconds, {"cryoflux.method": choice.spec.method})
         self._tally.recovery_seconds += seconds
         self._tally.batches += 1
         wanted = (
@@ -367,6 +381,22 @@ class Worker:
         self._measured.batch(choice.spec.method, sum(map(len, wanted)), seconds)
         for outcome in outcomes:
             self._outbox.put(outcome)
+
+    def _trace(self, name: str, headers: Sequence[Frames], seconds: float, more: Attributes) -> None:
+        """A span, that ends now, in the trace of each block that it was made for."""
+        assert self._tracing is not None
+        now = time.time()
+        for header in headers:
+            attributes: Attributes = {
+                "cryoflux.session": self._session,
+                "cryoflux.config": header.config_id,
+                "cryoflux.block": header.block,
+                "cryoflux.frames": len(header.frame_ids if header.wanted is None else header.wanted),
+                "cryoflux.attempt": header.attempt,
+                "cryoflux.worker": self._unique_name,
+                **more,
+            }
+            self._tracing.add(header.trace, name, now - seconds, now, attributes)
 
     def _peek(self) -> Received | None:
         """What comes next, if it is here already."""
@@ -422,6 +452,8 @@ class Worker:
             self._writer.write(group)
             seconds = time.monotonic() - began
             self._tally.write_seconds += seconds
+            if self._tracing is not None:
+                self._trace("write", [results.header for results in group], seconds, {})
             self._measured.written(seconds)
         for outcome in outcomes:
             header, results = outcome.block.header, outcome.results
@@ -449,7 +481,8 @@ def run_worker(settings: Settings, name: str) -> int:
     context: zmq.Context[Any] = zmq.Context()
     try:
         exposition = Exposition(settings.metrics_host, settings.metrics_port)
-        worker = Worker(settings, name, context, metrics_address=exposition.address)
+        tracing = start_tracing(settings.otlp_endpoint, component="reconstructor", name=name)
+        worker = Worker(settings, name, context, metrics_address=exposition.address, tracing=tracing)
     except (OSError, RuntimeError) as error:  # an endpoint or a device that does not exist
         last_word(f"cryoflux reconstructor: {error_line(error)}")
         return 1
@@ -460,6 +493,8 @@ def run_worker(settings: Settings, name: str) -> int:
     log.info("metrics on http://%s/metrics", exposition.address)
     worker.wanted.wait()
     worker.close()
+    if tracing is not None:
+        tracing.close()
     exposition.close()
     context.term()
     if worker.failed:
