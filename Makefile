@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install live test lint docs bench monitoring compose-test fuzz clean
+.PHONY: help install live test test-faults lint docs bench monitoring compose-test fuzz clean
 
 help:
 	@echo "make live    a whole compressive session on this machine, with the specimen simulator"
 	@echo "make test    lint, unit and integration tests"
+	@echo "make test-faults  processes killed, hung and cut off, disks full (docs/reliability.md)"
 	@echo "make lint    ruff and pyright"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make bench   speed as ratios of the same run (docs/performance.md)"
@@ -27,6 +28,10 @@ live: install
 
 test: install lint
 	$(BIN)/python -m pytest tests
+
+# FAULTS='-m "not slow"' leaves out what waits for half a minute on purpose
+test-faults: install
+	$(BIN)/python -m pytest tests/faults $(FAULTS)
 
 lint: install
 	$(BIN)/ruff check .
