@@ -484,7 +484,7 @@ def run_worker(settings: Settings, name: str) -> int:
         tracing = start_tracing(settings.otlp_endpoint, component="reconstructor", name=name)
         worker = Worker(settings, name, context, metrics_address=exposition.address, tracing=tracing)
     except (OSError, RuntimeError) as error:  # an endpoint or a device that does not exist
-        last_word(f"cryoflux reconstructor: {error_line(error)}")
+        last_word(f"cryoflux reconstructor: {getattr(error, 'strerror', None) or error_line(error)}")
         return 1
     for number in ending_signals():
         signal.signal(number, lambda number, frame: worker.wanted.set())

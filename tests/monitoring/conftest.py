@@ -25,16 +25,16 @@ class Watched(NamedTuple):
 
 @pytest.fixture(scope="session")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """Two sessions of one detector; in the second one C changes, and a worker is killed."""
+    """Two sessions of one detector; in the second one C changes, a worker is killed and one leaves."""
     prometheus_program = program("prometheus", "prometheus")
     folder = tmp_path_factory.mktemp("watched")
-    installation = Installation(folder, workers=2)
+    installation = Installation(folder, workers=3)
     prometheus = None
     try:
         installation.ready()
         prometheus = Prometheus(prometheus_program, folder / "prometheus", installation.port)
         began = time.time()
-        eventually(lambda: len(prometheus.now("up == 1")) == 4, "all four are scraped", prometheus.log)
+        eventually(lambda: len(prometheus.now("up == 1")) == 5, "all five are scraped", prometheus.log)
         _run(installation, prometheus)
         yield Watched(installation, prometheus, began, time.time())
     finally:
@@ -45,11 +45,11 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 def _run(installation: Installation, prometheus: Prometheus) -> None:
     installation.start_session(
-        source=PATTERN, camera={"rate": 40, "frames": 40, "reference_every": 5},
+        source=PATTERN, camera={"rate": 40, "frames": 80, "reference_every": 5},
         link_mbit_per_s=50, output=str(installation.folder / "first"),
     )  # fmt: skip
     installation.ends()
-    _scraped(installation, prometheus, "cryoflux_frames_acknowledged_total >= 40")
+    _scraped(installation, prometheus, "cryoflux_frames_acknowledged_total >= 80")
     installation.start_session(
         source=PATTERN, camera={"rate": 60, "reference_every": 10},
         link_mbit_per_s=4, output=str(installation.folder / "second"),
@@ -72,6 +72,8 @@ def _run(installation: Installation, prometheus: Prometheus) -> None:
     installation.kill("worker-2")
     _scraped(installation, prometheus, 'sum(cryoflux_workers_departed_total{how!="left"}) == 1')
     _scraped(installation, prometheus, 'cryoflux_components{kind="reconstructor", state="silent"} == 1')
+    installation.end("worker-3")
+    _scraped(installation, prometheus, 'cryoflux_workers_departed_total{how="left"} == 1')
     _scraped(installation, prometheus, 'ALERTS{alertname="CryofluxWorkerGone", alertstate="firing"}')
     _scraped(installation, prometheus, "rate(cryoflux_frames_acknowledged_total[5s]) > 0")
     _scraped(installation, prometheus, "cryoflux:throughput_gain:ratio1m")

@@ -116,6 +116,9 @@ class Installation:
     def kill(self, name: str) -> None:
         os.kill(self.processes[name].pid, signal.SIGKILL)
 
+    def end(self, name: str) -> None:
+        self.processes[name].terminate()
+
     def close(self) -> None:
         self.client.close()
         for process in self.processes.values():

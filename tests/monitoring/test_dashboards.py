@@ -101,11 +101,12 @@ def test_marks_stand_where_the_configuration_changed(watched: Watched) -> None:
         for _, value in one["values"]
     }
     settings = sorted(times, key=lambda known: known[2])
-    assert [(mask, factor) for mask, factor, _ in settings] == [
-        ("coded-aperture", "2"),  # the first session
+    # of the second session; the first one may have been over between two scrapes
+    assert [(mask, factor) for mask, factor, _ in settings][-2:] == [
         ("coded-aperture", "2"),
         ("coded-aperture", "4"),
     ]
+    assert len(settings) <= 3
     assert all(watched.began < at < watched.ended for *_, at in settings)
 
 
