@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["--parameter", "magic=1"], ["--parameter", "magic"]),
         (["--parameter", "magic"], ["--parameter", "NAME=VALUE"]),
         (["--free-share", "0.9"], ["--free-share", "0 to 0.5"]),
-        (["--rate", "0"], ["--rate", "above 0"]),
+        (["--rate", "0"], ["--rate", "from 0.001"]),
         (["--change", "10"], ["--change", "FRAME=C"]),
         (["--input", "pattern", "--snr", "1"], ["--snr", "belongs to"]),
         (["--frames", "many"], ["--frames"]),
