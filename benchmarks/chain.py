@@ -75,9 +75,9 @@ def _chain(folder: Path) -> Iterator[Figure]:
         spec = _spec(folder, source, CODED, all_frames, recovery=recovery)
         stages = _stages(spec, frames, Path(tempfile.mkdtemp(dir=folder)))
         slowest = min(stages, key=lambda name: stages[name])
-        with _worker(recovery) as worker:
-            _seconds_of_series(_spec(folder, source, CODED, few, recovery=recovery), worker)  # warms it up
-            chain = frames / _seconds_of_series(spec, worker)
+        with started_worker(recovery) as worker:
+            seconds_of_series(_spec(folder, source, CODED, few, recovery=recovery), worker)  # warms it up
+            chain = frames / seconds_of_series(spec, worker)
         yield Figure(
             f"chain, {method}, against its slowest stage",
             chain / stages[slowest],
@@ -165,7 +165,8 @@ def _threads() -> int:
 
 
 @contextmanager
-def _worker(recovery: RecoverySpec) -> Iterator[Connection]:
+def started_worker(recovery: RecoverySpec) -> Iterator[Connection]:
+    """A worker process; what is sent to it are the endpoints of detectors to serve."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_work, args=(there, recovery.model_dump()))
     process.start()
@@ -198,12 +199,12 @@ def _limited_link(folder: Path) -> Iterator[Figure]:
     wide = generator.integers(0, 2**16, (WIDE_FRAMES, SIDE, SIDE), dtype=np.uint16)
     compression = CODED.build((SIDE, SIDE)).compression_factor
     lossless = ReadoutSpec(coding="bitshuffle-zstd")
-    with _acknowledger() as worker:
+    with acknowledger() as worker:
 
         def rate(path: Path, frames: int, mask: MaskSpec, **more: Any) -> float:
             source = FileSource(path=str(path), pixel_size_angstrom=1.0)
             spec = _spec(folder, source, mask, CameraSpec(), link_mbit_per_s=LINK_MBIT_PER_S, **more)
-            return frames / _seconds_of_series(spec, worker)
+            return frames / seconds_of_series(spec, worker)
 
         for name, stack, target in (
             ("8-bit counting", counting, 0.95 * compression),
@@ -225,7 +226,7 @@ def _limited_link(folder: Path) -> Iterator[Figure]:
 
 
 @contextmanager
-def _acknowledger() -> Iterator[Connection]:
+def acknowledger() -> Iterator[Connection]:
     """A worker that acknowledges without recovering, so that only the link is the limit."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_acknowledge, args=(there,))
@@ -258,13 +259,20 @@ def _acknowledge(orders: Connection) -> None:
 # ---- a series with a worker elsewhere --------------------------------------------------------------------
 
 
-def _seconds_of_series(spec: SessionSpec, worker: Connection) -> float:
+def seconds_of_series(spec: SessionSpec, worker: Connection, spool_bytes: int | None = None) -> float:
     """From the first exposure to the last acknowledgement, without opening the source."""
+    assert spec.output is not None
+    spool = Path(spec.output) / "spool"
     context: zmq.Context[Any] = zmq.Context()
     joined, over = threading.Event(), threading.Event()
     listening = {"worker_joined": joined, "finished": over, "failed": over}
     detector = Detector(
-        Settings.load(control_endpoint=NOBODY, data_bind="tcp://127.0.0.1:0"),
+        Settings.load(
+            control_endpoint=NOBODY,
+            data_bind="tcp://127.0.0.1:0",
+            spool=str(spool),
+            spool_bytes=spool_bytes,
+        ),
         context,
         lambda kind, message: listening[kind].set() if kind in listening else None,
     )

@@ -6,6 +6,7 @@ import multiprocessing
 import threading
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from reconstructor.subscriber import Subscriber
 
 REPEATS = 5
 WINDOW_BYTES = 256_000_000
+SPOOL_BYTES = 4_000_000_000
 CREDITS = 4
 CASES = ((1_000_000, 1500, 0.8), (64_000, 10_000, None))  # payload bytes, messages, target
 
@@ -32,8 +34,8 @@ def run() -> list[Figure]:
         payloads = [np.random.default_rng(k).bytes(size) for k in range(8)]
         bare, ours = [], []
         for _ in range(REPEATS):  # in turn, and the best of each: other work on the machine only slows
-            bare.append(_timed(_pull, _push, payloads, count))
-            ours.append(_timed(_work, _publish, payloads, count))
+            bare.append(timed(_pull, _push, payloads, count))
+            ours.append(timed(acknowledge, publish, payloads, count))
         rates = [count * size / min(times) / 1e9 for times in (bare, ours)]
         figures.append(
             Figure(
@@ -46,7 +48,7 @@ def run() -> list[Figure]:
     return figures
 
 
-def _timed(receiver: Any, sender: Any, payloads: list[bytes], count: int) -> float:
+def timed(receiver: Any, sender: Any, payloads: list[bytes], count: int) -> float:
     """Seconds from the first message sent to the last one answered for."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=receiver, args=(there, count))
@@ -85,7 +87,8 @@ def _pull(sender: Connection, count: int) -> None:
     context.destroy()
 
 
-def _publish(receiver: Connection, payloads: list[bytes], count: int) -> float:
+def publish(receiver: Connection, payloads: list[bytes], count: int, spool: Path | None = None) -> float:
+    """Send ``count`` payloads, each written to ``spool`` before; seconds until the last acknowledgement."""
     keep_freed_memory()  # as the detector does
     context: zmq.Context[Any] = zmq.Context()
     over, joined = threading.Event(), threading.Event()
@@ -93,13 +96,14 @@ def _publish(receiver: Connection, payloads: list[bytes], count: int) -> float:
     def event(kind: str, message: str) -> None:
         joined.set()
 
+    safekeeping = Safekeeping(spool, SPOOL_BYTES, "pause", event)
     publisher = Publisher(
         context,
         "tcp://127.0.0.1:0",
         heartbeat_seconds=1.0,
         silent_after_seconds=3.0,
         window_bytes=WINDOW_BYTES,
-        safekeeping=Safekeeping(None, 0, "pause", event),
+        safekeeping=safekeeping,
         event=event,
         drained=over.set,
         failed=lambda error: over.set(),
@@ -135,15 +139,17 @@ def _publish(receiver: Connection, payloads: list[bytes], count: int) -> float:
     assert publisher.ledger.accounts() == (count, count, 0, 0, {})
     receiver.send("enough")
     publisher.close()
+    safekeeping.end()
     context.term()
     return elapsed
 
 
-def _work(sender: Connection, count: int) -> None:
+def acknowledge(sender: Connection, count: int) -> None:
+    """Acknowledge whatever comes."""
     keep_freed_memory()  # as the worker does
     context: zmq.Context[Any] = zmq.Context()
 
-    def acknowledge(received: Received) -> None:
+    def deliver(received: Received) -> None:
         if isinstance(received.message, Frames):
             header = received.message
             worker.finish([Ack(series="s", block=header.block, frame_ids=header.frame_ids)])
@@ -153,7 +159,7 @@ def _work(sender: Connection, count: int) -> None:
         "w",
         credits=CREDITS,
         heartbeat_seconds=1.0,
-        deliver=acknowledge,
+        deliver=deliver,
         failed=lambda error: None,
     )
     worker.attach(sender.recv())
