@@ -73,7 +73,7 @@ def main() -> int:
             work()
         except (Failed, KeyboardInterrupt) as error:
             passed = False
-            print(f"compose-test: FAILED: {error or 'interrupted'}", file=sys.stderr, flush=True)
+            print(f"compose-test: FAILED: {str(error) or 'interrupted'}", file=sys.stderr, flush=True)
             test.tell_logs()
         except Exception:  # of the test itself; what it started is taken down all the same
             passed = False
