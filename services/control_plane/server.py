@@ -23,6 +23,7 @@ from services.control_plane.recorder import Recorder
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5
+STALLED_SECONDS = 60.0  # a client that reads nothing for so long has its connection closed
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -39,6 +40,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise OSError(error.errno, f"cannot listen on {host}: {error.strerror}") from error
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # of every connection that is accepted
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * STALLED_SECONDS))
     try:
         listener.bind(address)
         listener.listen(128)

@@ -346,6 +346,29 @@ def test_a_follower_that_does_not_read_delays_nobody_and_keeps_its_place(served:
     assert gapless(numbers)
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="of Linux")
+def test_a_follower_that_never_reads_is_cut_off(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.control_plane.server.STALLED_SECONDS", 0.5)
+    served = Served(tmp_path_factory.mktemp("stalled"))
+    try:
+        detector, _ = served.detector(), served.worker()
+        served.start()
+        followers = served.app.state.sessions.followers
+        with socket.socket() as stalled:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            address = httpx.URL(served.url)
+            stalled.connect((address.host, address.port))
+            stalled.sendall(f"GET {CURRENT}/stream HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            eventually(lambda: len(followers) == 1, "it follows")
+            for _ in range(100):
+                detector.client.event("note", "x" * 50_000)
+            eventually(lambda: len(followers) == 0, "it is cut off")
+    finally:
+        served.close()
+
+
 def test_streams_end_when_the_server_is_asked_to(served: Served) -> None:
     served.detector(), served.worker()
     session = served.start()["id"]
