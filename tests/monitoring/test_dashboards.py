@@ -110,15 +110,15 @@ def test_marks_stand_where_the_configuration_changed(watched: Watched) -> None:
     assert all(watched.began < at < watched.ended for *_, at in settings)
 
 
-def test_what_the_link_could_carry_is_above_what_it_carried(watched: Watched) -> None:
-    limit = "max_over_time((max(cryoflux_session_link_limit_bytes_per_second))[60s:1s])"
-    wire = "max_over_time((sum(rate(cryoflux_wire_bytes_total[4s])))[20s:1s])"
-    raw = "max_over_time((sum(rate(cryoflux_raw_bytes_total[4s])))[20s:1s])"
-    asked = [watched.prometheus.value(expr) for expr in (wire, limit, raw)]
-    assert None not in asked
-    wire_rate, limit_rate, raw_rate = (float(value) for value in asked if value is not None)
-    assert 0 < wire_rate < limit_rate * 1.5
-    assert raw_rate > wire_rate  # C = 4
+def test_the_link_limit_is_the_sessions_and_holds(watched: Watched) -> None:
+    """4 Mbit/s, and frames of 64 × 64 bytes."""
+    limit = watched.prometheus.value("cryoflux_session_link_limit_bytes_per_second")
+    raw_limit = watched.prometheus.value("cryoflux_session_raw_frames_per_second_limit")
+    assert (limit, raw_limit) == (500_000, 500_000 / 64**2)
+    seconds = watched.ended - watched.began
+    window = f"{round(seconds)}s"
+    sent = watched.prometheus.now(f"increase(cryoflux_wire_bytes_total[{window}])", watched.ended)
+    assert 0 < float(sent[0]["value"][1]) / seconds < limit
 
 
 def test_committed_files_are_what_the_generator_makes() -> None:
