@@ -153,7 +153,7 @@ class ComposeTest:
             self._until_acknowledged(self._metrics()["frames"]["acquired"] + 100)
         if "prometheus" in self._services:
             with self._step("Prometheus"):
-                self._check_prometheus(session)
+                self._check_prometheus()
         if "grafana" in self._services:
             with self._step("Grafana"):
                 self._check_grafana()
@@ -257,18 +257,23 @@ class ComposeTest:
         figures = ", ".join(f"{worker['name']} {worker['frames_recovered']}" for worker in workers)
         self._tell(f"frames recovered: {figures}")
 
-    def _check_prometheus(self, session: str) -> None:
-        def scraped() -> bool:
-            up = Counter(
-                sample["metric"].get("component") for sample in self._query("up") if sample["value"][1] == "1"
-            )
-            return all(up[component] == 1 for component in ("control", "detector", "reconstructor"))
+    def _check_prometheus(self) -> None:
+        targets: list[dict[str, Any]] = []
 
-        until(scraped, "Prometheus to scrape one control plane, one detector and one reconstructor")
-        targets = self._get(f"{self._prometheus}/api/v1/targets?state=active")["data"]["activeTargets"]
-        wrong = [f"{target['scrapeUrl']}: {target['lastError']}" for target in targets if target["lastError"]]
-        if wrong:
-            raise Failed(f"Prometheus cannot scrape {'; '.join(wrong)}")
+        def scraped() -> bool:
+            # workers that were stopped stay targets until the control plane forgets them, a minute later
+            found = self._get(f"{self._prometheus}/api/v1/targets?state=active")["data"]["activeTargets"]
+            targets[:] = found
+            parts = Counter(target["labels"].get("component") for target in found)
+            return parts == {"control": 1, "detector": 1, "reconstructor": 1} and all(
+                target["health"] == "up" for target in found
+            )
+
+        try:
+            until(scraped, "Prometheus to scrape one control plane, one detector and one reconstructor")
+        except Failed as error:
+            found = "; ".join(f"{t['scrapeUrl']} {t['health']} {t['lastError']}" for t in targets)
+            raise Failed(f"{error}; it has {found or 'no targets'}") from error
         names = self._get(f"{self._prometheus}/api/v1/label/__name__/values")["data"]
         ours = [name for name in names if name.startswith("cryoflux_")]
         if not ours:
@@ -325,10 +330,8 @@ class ComposeTest:
         output = view["output"]
         files = json.loads(self._project.python("control", READ_RESULTS.format(output=output)))
         account = json.loads(files["session.json"])
-        said = {
-            name: account["frames"][name] for name in ("acquired", "recovered", "lost", "delivered_twice")
-        }
-        if said != {"acquired": acquired, "recovered": acquired, "lost": 0, "delivered_twice": 0}:
+        said = {name: account["frames"][name] for name in ("acquired", "recovered", "lost")}
+        if said != {"acquired": acquired, "recovered": acquired, "lost": 0}:
             raise Failed(f"session.json: {said}; REST: {acquired} acquired")
         rows = list(csv.DictReader(io.StringIO(files["frames.csv"])))
         if sorted(int(row["frame_id"]) for row in rows) != list(range(acquired)):
@@ -349,7 +352,8 @@ class ComposeTest:
             raise Failed(f"frames were recovered by {len(workers)} workers, not 3")
         self._tell(
             f"{acquired} frames acquired, each recovered once, by {len(workers)} workers "
-            f"({', '.join(str(count) for count in sorted(workers.values()))}); "
+            f"({', '.join(str(count) for count in sorted(workers.values()))}), "
+            f"{account['frames']['delivered_twice']} of them delivered twice; "
             f"PSNR {account['quality']['psnr']:.1f} dB, gain {account['throughput_gain']:.2f}, "
             f"p99 latency {account['latency']['p99_seconds']:.2f} s"
         )
