@@ -166,17 +166,28 @@ class Detector:
         told = f"the detector goes on with session {start.session} at frame {found.gathering_from}"
         self._event("resumed", f"{told}; {waiting} frames of before are delivered from the spool")
 
-    def close(self) -> None:
-        """Leave; a series that still runs is given up, its frames counted as lost."""
+    def close(self, *, leave: bool = False) -> None:
+        """End; a series that still runs is given up, its frames counted as lost.
+
+        ``leave``: what it still owes is left in the spool instead, for the detector that is started next.
+        """
         if self._series is not None and not self._series.over:
-            self._series.abandon("the detector was stopped")
-            self._over.wait(PATIENCE_SECONDS)
+            if leave and self._safekeeping.writes:
+                open_frames = self._series.accounts()
+                count = open_frames.in_flight + open_frames.spooled
+                self._event("left", f"nobody took {count} frames; the next detector delivers them")
+            else:
+                self._give_up(self._series)
         self._control.close()
         self._publisher.close()
         if self._series is not None and self._over.is_set() and not self.failed:
             self._safekeeping.end()
         else:
             self._safekeeping.close()
+
+    def _give_up(self, series: Series) -> None:
+        series.abandon("the detector was stopped")
+        self._over.wait(PATIENCE_SECONDS)
 
     # ---- commands
 
@@ -352,8 +363,8 @@ class Detector:
 def run_detector(settings: Settings, replay: ArchiveSource | None = None) -> int:
     """Run a detector until it is told to end (SIGTERM, SIGINT); the process's exit code.
 
-    The first signal stops the acquisition and delivers what was acquired; a second one ends at once, and
-    what is not delivered is counted as lost.
+    The first signal stops the acquisition and delivers what was acquired; what nobody takes is left in the
+    spool. A second one ends at once, and what is not delivered is counted as lost.
     """
     keep_freed_memory()
     if replay is not None and replay.path is not None:
@@ -385,7 +396,7 @@ def run_detector(settings: Settings, replay: ArchiveSource | None = None) -> int
     log.info("detector listens on %s, metrics on http://%s/metrics", detector.endpoint, exposition.address)
     detector.wanted.wait()
     clean = detector.finish(asked_again)
-    detector.close()
+    detector.close(leave=not asked_again.is_set())
     if traces is not None:
         traces.close()
     exposition.close()

@@ -75,7 +75,12 @@ class Safekeeping:
         """The series that a detector left and nobody goes on with, the oldest of several."""
         if self._root is None:
             return None
-        for folder in unfinished(self._root):
+        try:
+            folders = unfinished(self._root)
+        except OSError as error:
+            self._event("spool_failed", f"the spool {self._root} cannot be read ({error_line(error)})")
+            return None
+        for folder in folders:
             try:
                 spool, found = Spool.resume(folder, self._limit)
             except SpoolTaken:

@@ -231,3 +231,20 @@ def test_a_detector_told_to_end_announces_the_end_and_waits_for_the_last_answer(
             bus.wait(lambda: bus.processes["detector"].poll() is not None, dead="detector")
         assert bus.processes["detector"].returncode == 0
         assert bus.finished()["frames_acknowledged"] == acquired
+
+
+def test_a_detector_told_to_end_that_nobody_serves_leaves_the_rest_to_the_next(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with Bus(tmp_path, block_bytes=20_000) as bus:
+        bus.detector()
+        opened = bus.open(session(output))
+        bus.wait(lambda: bus.of_detector("frames_acquired") > 100)
+        assert bus.terminate("detector") == 1  # after its patience
+        acquired = bus.of_detector("frames_acquired")
+        assert bus.of_detector("frames_in_flight") == acquired
+        assert "left" in bus.kinds()
+        bus.detector()
+        bus.worker("w")
+        counters = bus.finished()
+        assert counters["frames_acquired"] == acquired
+        every_frame_once(output, opened, counters)
