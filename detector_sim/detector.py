@@ -215,6 +215,8 @@ class Detector:
                 self._running().resume()
             case "stop":
                 self._running().stop()
+            case "describe":
+                return self._running().account_of_itself()
             case "abandon":
                 given_up = AbandonArguments.model_validate(arguments)
                 series = self._running()

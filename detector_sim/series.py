@@ -396,6 +396,10 @@ class Series:
             "configuration": self._setting.configuration.model_dump(mode="json"),
         }
 
+    def account_of_itself(self) -> dict[str, Any]:
+        """What a control plane has to know that has lost its state and finds the series running."""
+        return {"opened": self.describe(), "spec": self._spec.model_dump(mode="json")}
+
     def counters(self) -> dict[str, Any]:
         """The counters of the series, for telemetry; what they say is checked each time."""
         self._check(self.accounts())

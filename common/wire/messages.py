@@ -195,7 +195,8 @@ class Registered(Header, frozen=True, kw_only=True, tag="registered"):
 class Command(Header, frozen=True, kw_only=True, tag="command"):
     """Do this.
 
-    Detector verbs: open, acquisition, pause, resume, stop, abandon. Worker verbs: recovery, attach.
+    Detector verbs: open, acquisition, pause, resume, stop, abandon,
+    describe. Worker verbs: recovery, attach.
     """
 
     request: str

@@ -43,6 +43,8 @@ CURRENT = "current"
 BULKY = ("latency_bounds_seconds", "latency_counts", "workers")
 SUMMED = ("frames_recovered", "frames_rejected", "batches", "recovery_seconds", "quality")
 
+ACQUIRING = {"acquiring": State.RUNNING, "paused": State.PAUSED, "draining": State.STOPPING}
+
 Finalise = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Summary]
 
 
@@ -86,6 +88,7 @@ class Sessions:
         self._rates = RateWindow()
         self._worker_rates: dict[bytes, RateWindow] = {}
         self._unread = False  # the store could not be read when the control plane started
+        self._looked_into: set[str] = set()  # sessions of detectors that are not active here
         self.followers = Followers()
         self.event_counts: Counter[str] = Counter()  # by kind, of all sessions since the process started
         self._steering = asyncio.Lock()  # one change at a time, each with its own effective frame
@@ -416,11 +419,54 @@ class Sessions:
         """Keep the counters of the session that runs; they also tell when it is finished."""
         session = self.active
         if session is None:
+            if component.kind == "detector" and component.telemetry.get("state") in ACQUIRING:
+                self._find(component, component.telemetry.get("session", ""))
             return
         if component.kind == "reconstructor":
             self._worker_counts(session, component)
         elif component.identity.hex() == session.detector:
             self._detector_counts(session, component.telemetry)
+
+    def _find(self, detector: Component, name: str) -> None:
+        """A detector acquires for a session that is not active here; once each is looked into."""
+        if name and name not in self._looked_into and not self._unread:
+            self._looked_into.add(name)
+            self._start_task(self._adopt(detector, name))
+
+    async def _adopt(self, detector: Component, name: str) -> None:
+        """Take up a session that runs and of which nothing is known: the store has lost it."""
+        try:
+            await self.get(name)
+            return  # it is known, and over: see ``_settle``
+        except UnknownSession:
+            pass
+        except StoreError:
+            self._looked_into.discard(name)  # it may be known
+            return
+        try:
+            known = await self._bus.command(detector, "describe", {}, timeout=COMMAND_SECONDS)
+            spec, opened = SessionSpec.model_validate(known["spec"]), known["opened"]
+        except (CommandError, ValidationError, KeyError) as error:
+            log.warning("the detector acquires for session %s, of which nothing is known: %s", name, error)
+            return
+        if self.active is not None or opened.get("session") != name:
+            return
+        counters, now = detector.telemetry, time.time()
+        recovery = RecoverySetting(
+            **spec.recovery.model_dump(), recovery_id=recovery_id(spec.recovery), set_at=now
+        )
+        session = Session(
+            id=name, spec=spec, created_at=now, opened_at=now, state=ACQUIRING[counters["state"]],
+            detector=detector.identity.hex(), opened=opened, recovery=[recovery],
+        )  # fmt: skip
+        self._chronicle, self._chronicle_before = Chronicle(session), None
+        self._rates, self._finishing, self._restored = RateWindow(), False, False
+        for setting in counters.get("configurations", []):
+            if setting.get("first_frame") is not None:
+                self._acquires(session, {**setting, "effective_from_frame": setting["first_frame"]})
+        self._save(session)
+        told = "the state store had lost the session; it was found at the detector, its history begins here"
+        self._note(session, "adopted", told)
 
     def event(self, component: Component, event: Event) -> None:
         """A line for the session's history."""
@@ -547,8 +593,7 @@ class Sessions:
         )
         if self._restored:
             self._restored = False
-            following = {"acquiring": State.RUNNING, "paused": State.PAUSED, "draining": State.STOPPING}
-            session.state = following.get(values["state"], session.state)
+            session.state = ACQUIRING.get(values["state"], session.state)
         self._remember(session)
         if session.state is State.CREATED:
             return  # the answer to *open* is still on its way

@@ -1,6 +1,7 @@
 """Sessions kept in Redis: real processes, and a real server that is killed, frozen, emptied and back."""
 
 import itertools
+import json
 import os
 import signal
 import threading
@@ -249,6 +250,30 @@ def test_a_control_plane_killed_in_mid_session_goes_on_where_it_was(running: Ins
     assert gapless(events + reader.numbers("event"))
     assert running.finish()["state"] == "completed"
     assert running.metrics()["frames"]["lost"] == 0
+
+
+def test_a_session_that_only_the_detector_remembers_still_ends_well(running: Installation) -> None:
+    session = running.client.get(CURRENT).json()
+    control = running.supervisor.control
+    assert control.pid is not None
+    os.kill(control.pid, signal.SIGKILL)
+    control._process.wait()  # type: ignore[union-attr]
+    with running.redis.client() as client:
+        client.flushall()
+    control.start()
+    eventually(lambda: running.ready().get("detector"), "the detector registers again")
+    eventually(lambda: running.client.get(CURRENT).status_code == 200, "the session is found at the detector")
+    assert running.client.get(CURRENT).json()["id"] == session["id"]
+    running.becomes("ready")
+    running.goes_on()
+    changed = running.client.patch(f"{CURRENT}/acquisition", json={"compression_factor": 4})
+    assert changed.status_code == 200, changed.text
+    view = running.finish()
+    assert view["state"] == "completed", view["error"]
+    account = json.loads((Path(view["output"]) / "session.json").read_text())
+    assert account["frames"]["recovered"] == account["frames"]["acquired"]
+    assert [known["compression_factor"] for known in account["configurations"]] == [2.0, 4.0]
+    assert_kept_completely(running, session["id"])
 
 
 def test_a_control_plane_starts_without_its_redis_server_and_catches_up(house: Installation) -> None:

@@ -104,6 +104,8 @@ class FakeDetector(_Fake):
                 self.counters["state"] = "acquiring"
             case "stop":
                 self.counters["state"] = "draining"
+            case "describe":
+                return {"opened": self.opened, "spec": self.spec.model_dump(mode="json")}
         return {}
 
     def _open(self, session: str, spec: SessionSpec) -> dict[str, Any]:
@@ -113,7 +115,8 @@ class FakeDetector(_Fake):
         made = configuration(spec.mask)
         self.counters = {"session": session, "state": "acquiring", "configurations": []}
         self._count(made)
-        return {
+        self.spec = spec
+        self.opened: dict[str, Any] = {
             "series": "series-1",
             "session": session,
             "shape": list(SHAPE),
@@ -124,6 +127,7 @@ class FakeDetector(_Fake):
             "optics": {},
             "configuration": made.model_dump(mode="json"),
         }
+        return self.opened
 
     def _change(self, mask: MaskSpec) -> dict[str, Any]:
         made = configuration(mask)

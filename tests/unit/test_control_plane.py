@@ -944,6 +944,32 @@ def test_a_running_session_is_taken_up_again(running: tuple[House, FakeDetector,
     assert kinds.index("started") < kinds.index("completed")
 
 
+def test_a_running_session_that_the_store_has_lost_is_taken_up_from_the_detector(
+    running: tuple[House, FakeDetector, FakeWorker],
+) -> None:
+    house, detector, _ = running
+    house.patch("acquisition", {"compression_factor": 4})
+    before = house.client.get(CURRENT).json()
+    house.shut()
+    for path in house.folder.glob("state.sqlite*"):
+        path.unlink()
+    house.open()
+    eventually(lambda: house.client.get(CURRENT).status_code == 200, "the session is found again")
+    session = house.client.get(CURRENT).json()
+    for same in ("id", "state", "output", "shape", "frames_expected", "acquisition"):
+        assert session[same] == before[same], same
+    assert session["recovery"][0]["recovery_id"] == before["recovery"][0]["recovery_id"]
+    assert house.kinds()[0] == "adopted"
+    eventually(lambda: house.client.get("/readyz").json()["status"] == "ready", "everyone registers again")
+    assert house.patch("acquisition", {"compression_factor": 8}).json()["mask"]["mask_count"] == 2
+    assert house.client.post(f"{CURRENT}/stop").status_code == 200
+    detector.finish()
+    house.becomes("completed")
+    account = json.loads((house.output / "session.json").read_text())
+    assert (account["session"], account["frames"]["recovered"]) == (before["id"], 20)
+    assert [known["id"] for known in house.client.get(BASE).json()] == [before["id"]]
+
+
 def test_a_session_that_finished_meanwhile_is_finalised(
     running: tuple[House, FakeDetector, FakeWorker],
 ) -> None:
