@@ -58,6 +58,7 @@ EVENT_KINDS = (
     "worker_silent",
     "worker_back",
     "worker_refused",
+    "peer_ignored",
     "bad_file",
     "error",
     "finished",

@@ -54,7 +54,6 @@ class Installation:
             "CRYOFLUX_HTTP_PORT": str(self.port),
             "CRYOFLUX_STATE": str(folder / "state.sqlite"),
             "CRYOFLUX_SPOOL": str(folder / "spool"),
-            "CRYOFLUX_SPOOL_BYTES": "0",
             "CRYOFLUX_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }
