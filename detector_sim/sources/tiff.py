@@ -31,13 +31,15 @@ class TiffStack:
             pages = _pages(path, self._file)
             _check_pages(path, pages)
             self.pixel_size_angstrom = _pixel_size(pages[0])
+            self.count = len(pages)
+            self.shape = (int(pages[0].shape[0]), int(pages[0].shape[1]))
+            stored = np.dtype(pages[0].dtype)
         except SourceError:
             self._file.close()
             raise
-        first = pages[0]
-        self.count = len(pages)
-        self.shape = (int(first.shape[0]), int(first.shape[1]))
-        stored = np.dtype(first.dtype)
+        except Exception as error:  # a value of another kind than the format has there
+            self._file.close()
+            raise SourceError(f"{path}: a page that makes no sense ({one_line(error)})") from error
         self.dtype: np.dtype[Any] = np.dtype(np.float32 if stored == np.float16 else stored)
 
     def frames(self, first: int, count: int) -> np.ndarray:
@@ -78,8 +80,8 @@ def _check_pages(path: Path, pages: list[Any]) -> None:
             raise SourceError(f"{path}: page {number} has no pixels")
         if page.shape != first.shape or page.dtype != first.dtype:
             raise SourceError(
-                f"{path}: page {number} is {page.shape} {page.dtype}, page 1 is {first.shape} {first.dtype}; "
-                "frames of one stack must be alike"
+                f"{path}: page {number} is {page.shape!s:.40} {page.dtype!s:.20}, "
+                f"page 1 is {first.shape!s:.40} {first.dtype!s:.20}; frames of one stack must be alike"
             )
         ends = [start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=False)]
         if max(ends, default=0) > size:
@@ -87,7 +89,7 @@ def _check_pages(path: Path, pages: list[Any]) -> None:
     stored = str(first.dtype)
     if stored != "float16" and stored not in FRAME_DTYPES:
         known = ", ".join(sorted(FRAME_DTYPES))
-        raise SourceError(f"{path}: pixels of type {stored} cannot be used; {known} can")
+        raise SourceError(f"{path}: pixels of type {stored:.40} cannot be used; {known} can")
 
 
 def _pixel_size(page: Any) -> float | None:

@@ -64,10 +64,12 @@ def check_directories(path: Path) -> None:
                 tables += length if length > layout.inline else 0
                 if length > size or tables > MAX_TABLE_BYTES:
                     raise SourceError(f"{path}: page {number}: tag {code} of {length} bytes: no usable TIFF")
-                if code in _SINGLE and length <= layout.inline and count:
+                if code in found or (code in _SINGLE and (count != 1 or length > layout.inline)):
+                    raise SourceError(f"{path}: page {number}: tag {code}, twice or of {count} values")
+                if code in _SINGLE:
                     found[code] = _integer(value, kind, layout.order)
                 if code in _COUNTS:
-                    stored = _sum(file, value, kind, count, layout)
+                    found[code] = stored = _sum(file, value, kind, count, layout)
             _check_page(path, number, found, stored)
 
 
@@ -87,7 +89,7 @@ def _check_page(path: Path, number: int, found: dict[int, int], stored: int) -> 
         raise SourceError(f"{where}: tiles of {found[_TILE_HEIGHT]} x {found[_TILE_WIDTH]} are too large")
     if pixels > MAX_PAGE_BYTES or found.get(_SAMPLES, 1) > 8:
         raise SourceError(f"{where}: {height} x {width} pixels are more than can be read")
-    if pixels > MAX_RATIO * stored:
+    if pixels > (8 if coding == 1 else MAX_RATIO) * stored:  # uncompressed: a bit a pixel at least
         raise SourceError(f"{where}: truncated: {height} x {width} pixels cannot be in {stored} bytes")
 
 

@@ -51,7 +51,7 @@ def codec(data: bytes) -> bool:
     size = int.from_bytes(data[:2], "little")
     try:
         header = msgspec.msgpack.decode(data[2 : 2 + size], type=ArrayHeader)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # `messages` is about these
         return False
     return _decodes(header, data[2 + size :])
 
