@@ -161,10 +161,10 @@ class ComposeTest:
             self._stop_session()
         with self._step("accounts"):
             self._check_accounts(session, switches)
+        with self._step("logs"):  # before the control plane is away, which Prometheus complains about
+            self._check_logs()
         with self._step("Redis"):
             self._check_redis(session)
-        with self._step("logs"):
-            self._check_logs()
 
     def tell_logs(self) -> None:
         """The last that every container said, and how it is."""
