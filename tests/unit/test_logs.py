@@ -35,7 +35,10 @@ raise RuntimeError("uncaught")
 def written(form: str, level: str = "info") -> list[str]:
     """What a process writes to its standard error."""
     done = subprocess.run(
-        [sys.executable, "-W", "default", "-c", CODE, form, level], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "default", "-c", CODE, form, level],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert done.stdout == ""
