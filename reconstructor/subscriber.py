@@ -32,6 +32,9 @@ from common.wire.messages import (
 
 log = logging.getLogger(__name__)
 
+FIRST_PAUSE_SECONDS = 0.5  # after a message that could not be read, and twice as long each further time
+LONGEST_PAUSE_SECONDS = 30.0
+
 
 class Refused(ConnectionError):
     """The detector will not serve this worker, and why."""
@@ -67,6 +70,7 @@ class Subscriber:
         self._context, self._name, self._credits = context, name, credits
         self._deliver, self._failed = deliver, failed
         self._pulse = Pulse(heartbeat_seconds)
+        self._telling = Pulse(1.0)  # between two lines about messages that are not expected
         self._bell = Bell()
         self._lock = threading.Lock()  # guards everything below
         self._wanted_endpoint = ""
@@ -135,7 +139,9 @@ class Subscriber:
     def _serve(self) -> None:
         link: Link | None = None
         connected = closing = False
+        pause, not_before = FIRST_PAUSE_SECONDS, 0.0
         poller = zmq.Poller()
+        self._bell.register(poller)
         try:
             while not closing:
                 poller.poll(int(1000 * self._pulse.wait(time.monotonic())) + 1)
@@ -143,7 +149,8 @@ class Subscriber:
                 beat = self._pulse.due(time.monotonic())
                 with self._lock:
                     endpoint, closing = self._wanted_endpoint, self._closing
-                if endpoint and (link is None or link.endpoint != endpoint):
+                is_new = link is not None and link.endpoint != endpoint
+                if endpoint and (is_new or (link is None and time.monotonic() >= not_before)):
                     if link is not None:
                         link.close()
                     identity = f"{self._name}-{uuid.uuid4().hex[:4]}".encode()
@@ -159,10 +166,24 @@ class Subscriber:
                     log.info("detector at %s %s", endpoint, "found" if change else "lost")
                 if change:
                     self._greet(link)
-                while (received := link.receive()) is not None:
+                for received in link.turn():
                     self._hear(link, received)
                     if len(self._answers) >= 1 and connected:
                         self._answer(link)  # at once: the detector may be waiting for the credit
+                    if isinstance(received.message, Frames):
+                        pause = FIRST_PAUSE_SECONDS
+                    elif isinstance(received.message, Malformed):
+                        # it may have been a block: leaving gives all that is here to others, this one too
+                        link.send(Goodbye())
+                        link.close()
+                        link, connected = None, False
+                        poller = zmq.Poller()
+                        self._bell.register(poller)
+                        not_before = time.monotonic() + pause
+                        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                        break
+                if link is None:
+                    continue
                 if connected:
                     self._answer(link)
                     if beat:
@@ -208,6 +229,8 @@ class Subscriber:
                 raise Refused(f"the detector at {link.endpoint} refuses this worker: {reason}")
             case Malformed(reason):
                 self.malformed += 1
-                log.warning("message from the detector not understood: %s", reason)
+                log.warning("message from the detector not understood, connecting anew: %s", reason)
             case other:
-                log.warning("message from the detector not expected: %s", type(other).__name__)
+                self.malformed += 1
+                if self._telling.due(time.monotonic()):
+                    log.warning("message from the detector not expected: %s", type(other).__name__)

@@ -23,14 +23,11 @@ from numpy.typing import NDArray
 
 from common.configuration import CodecSpec
 from common.wire.compressed import decompress
-from common.wire.messages import ArrayHeader, MalformedMessage
+from common.wire.messages import MAX_ARRAY_BYTES, ArrayHeader, MalformedMessage
 
 Array = NDArray[Any]
 Buffer = bytes | memoryview | Array
 
-# The most that one payload may become: a frame of 16384 x 16384 float32 (1.07 GB) fits, and blosc2 takes no
-# more than 2^31 bytes in one buffer. Decoding allocates two arrays of this size at most.
-MAX_ARRAY_BYTES = 2_000_000_000
 MAX_DIMENSIONS = 8
 
 INTEGER_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")

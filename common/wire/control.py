@@ -18,7 +18,7 @@ from typing import Any
 import zmq
 from pydantic import ValidationError
 
-from common.wire.link import Bell, Link, Malformed, Pulse
+from common.wire.link import Bell, Link, Malformed, Pulse, not_listened_to
 from common.wire.messages import Command, Event, Message, Register, Registered, Reply, Telemetry
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class ControlClient:
         self._interval = interval_seconds
         self._outgoing: deque[Message] = deque(maxlen=BACKLOG)
         self._bell = Bell()
+        self._telling = Pulse(1.0)  # between two lines about messages that are not understood
         self._closing = threading.Event()
         self._commands = ThreadPoolExecutor(1, thread_name_prefix="command")
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -156,7 +157,7 @@ class ControlClient:
                 return
 
     def _receive(self) -> None:
-        while (received := self._link.receive()) is not None:
+        for received in self._link.turn():
             match received.message:
                 case Registered() as answer:
                     self.registered.set()
@@ -164,10 +165,14 @@ class ControlClient:
                         self._answered(answer)
                 case Command() as command:
                     self._commands.submit(self._obey, command)
-                case Malformed(reason):
-                    log.warning("control bus: %s", reason)
+                case Malformed(reason, shut_out):
+                    if shut_out:
+                        log.warning("control bus: %s", not_listened_to("its other end"))
+                    elif self._telling.due(time.monotonic()):
+                        log.warning("control bus: %s", reason)
                 case other:
-                    log.warning("control bus: unexpected %s", type(other).__name__)
+                    if self._telling.due(time.monotonic()):
+                        log.warning("control bus: unexpected %s", type(other).__name__)
 
     def _obey(self, command: Command) -> None:
         try:

@@ -9,21 +9,36 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import socket as sockets
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from common.wire.messages import MalformedMessage, Message, decode, encode
+from common.wire.conduct import IGNORED_SECONDS, Conduct
+from common.wire.messages import (
+    MAX_FRAMES_HEADER_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    MalformedMessage,
+    Message,
+    decode,
+    encode,
+    has_buffers,
+)
 
 Buffer = bytes | memoryview | np.ndarray[Any, np.dtype[Any]]
 
 MAX_PARTS = 8
-SMALL_MESSAGE_BYTES = 4 << 20
-LARGE_MESSAGE_BYTES = 16 << 30
+# ZeroMQ takes memory for a part of a message as soon as its length has come; longer ones end the connection.
+SMALL_MESSAGE_BYTES = MAX_HEADER_BYTES  # headers alone: what a detector and a control plane receive
+LARGE_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + MAX_FRAMES_HEADER_BYTES  # what a worker receives
+MESSAGES_WAITING = 1000  # of each peer, before its sender has to wait
+MESSAGES_A_TURN = 256  # received before the thread looks at what else it has to do
 LINGER_MS = 2000
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGEST_KEPT_BYTES = 32 << 20  # the most that glibc allows
@@ -33,9 +48,13 @@ COPY_BELOW_BYTES = 65_536  # handing a small buffer over costs more than copying
 
 
 class Malformed(NamedTuple):
-    """In place of a message: what came could not be read, and why."""
+    """In place of a message: what came could not be read, and why.
+
+    ``shut_out``: it was one too many, and its sender is disconnected and not listened to for a while.
+    """
 
     reason: str
+    shut_out: bool = False
 
 
 class Received(NamedTuple):
@@ -86,6 +105,25 @@ def _reason(error: zmq.ZMQError) -> str:
     return zmq.strerror(error.errno or 0)
 
 
+def not_listened_to(who: str) -> str:
+    """What to tell people of a peer that is shut out."""
+    return (
+        f"{who} sent too much that cannot be read: it is disconnected and not listened to for "
+        f"{IGNORED_SECONDS:g} s; look what it is, or keep it off this port"
+    )
+
+
+def _disconnect(part: zmq.Frame) -> None:
+    """Cut the connection that a part of a message came by; ZeroMQ itself has no way to."""
+    with contextlib.suppress(OSError, zmq.ZMQError, ValueError):
+        descriptor = int(part.get(zmq.SRCFD))
+        if descriptor < 0:
+            return
+        with sockets.socket(fileno=os.dup(descriptor)) as connection:
+            if str(connection.getpeername()[0]) == part.get("Peer-Address"):
+                connection.shutdown(sockets.SHUT_RDWR)
+
+
 class Link:
     """A ROUTER or DEALER socket that sends and receives typed messages; one thread uses it.
 
@@ -95,6 +133,8 @@ class Link:
         Every byte handed to the stream: headers, payloads and framing.
     malformed : int
         Messages received that could not be read.
+    ignored : int
+        Messages dropped unread, of peers that sent too many of those.
     endpoint : str
         The address really bound or connected to.
     """
@@ -104,7 +144,9 @@ class Link:
         self._is_router = socket.type == zmq.ROUTER
         self._monitor: zmq.Socket[bytes] | None = None
         self.bytes_sent = 0
-        self.malformed = 0
+        self.malformed = self.ignored = 0
+        # a worker drops the whole connection instead (see its subscriber): it must not miss single blocks
+        self._conduct = Conduct() if self._is_router or not large else None
         self.endpoint = ""
         socket.setsockopt(zmq.LINGER, LINGER_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, LARGE_MESSAGE_BYTES if large else SMALL_MESSAGE_BYTES)
@@ -127,7 +169,7 @@ class Link:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that lost its connection keeps its name
         socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, 10_000)
+        socket.setsockopt(zmq.RCVHWM, MESSAGES_WAITING)
         try:
             socket.bind(bind)
         except zmq.ZMQError as error:
@@ -208,23 +250,56 @@ class Link:
         self.bytes_sent += size
         return size
 
+    def turn(self) -> Iterator[Received]:
+        """What has come, up to a number of messages: a peer that never stops must not keep the thread.
+
+        What is left is there at the next poll.
+        """
+        for _ in range(MESSAGES_A_TURN):
+            received = self.receive()
+            if received is None:
+                return
+            yield received
+
     def receive(self) -> Received | None:
-        """The next message, or None where there is none now. What cannot be read is counted, not raised."""
-        if not self._has(self._socket):
-            return None
-        parts = [self._socket.recv(copy=False)]
-        while parts[-1].more:
-            parts.append(self._socket.recv(copy=False))
-        identity = parts.pop(0).bytes if self._is_router else b""
-        if not parts or len(parts) > MAX_PARTS:
-            self.malformed += 1
-            return Received(identity, Malformed(f"a message of {len(parts)} parts"), [])
-        try:
-            message = decode(parts[0].buffer)
-        except MalformedMessage as error:
-            self.malformed += 1
-            return Received(identity, Malformed(str(error)), [])
-        return Received(identity, message, [part.buffer for part in parts[1:]])
+        """The next message, or None where there is none now, or too many came of peers not listened to.
+
+        What cannot be read is counted, not raised.
+        """
+        for _ in range(MESSAGES_A_TURN):
+            if not self._has(self._socket):
+                return None
+            parts = [self._socket.recv(copy=False)]
+            while parts[-1].more:
+                parts.append(self._socket.recv(copy=False))
+            last = parts[-1]
+            identity = parts.pop(0).bytes if self._is_router else b""
+            if self._conduct and self._conduct.ignores(identity, now := time.monotonic()):
+                self.ignored += 1
+                if self._conduct.to_disconnect(identity, now):
+                    _disconnect(last)
+                continue
+            if not parts or len(parts) > MAX_PARTS:
+                return self._unreadable(identity, f"a message of {len(parts)} parts", last)
+            try:
+                message = decode(parts[0].buffer)
+            except MalformedMessage as error:
+                return self._unreadable(identity, str(error), last)
+            if not has_buffers(message, len(parts) - 1):
+                return self._unreadable(identity, f"frames with {len(parts) - 1} payloads", last)
+            return Received(identity, message, [part.buffer for part in parts[1:]])
+        return None
+
+    def offend(self, identity: bytes) -> bool:
+        """A peer sent what it should not, if readable; True if from now on it is not listened to."""
+        self.malformed += 1
+        return self._conduct is not None and self._conduct.offend(identity, time.monotonic())
+
+    def _unreadable(self, identity: bytes, reason: str, part: zmq.Frame) -> Received:
+        shut_out = self.offend(identity)
+        if shut_out and self._conduct is not None and self._conduct.to_disconnect(identity, time.monotonic()):
+            _disconnect(part)
+        return Received(identity, Malformed(reason, shut_out), [])
 
     def close(self, linger_ms: int = LINGER_MS) -> None:
         """Close after giving what is queued ``linger_ms`` to leave."""

@@ -28,6 +28,9 @@ MAX_FRAMES_HEADER_BYTES = 32 << 20
 # All others are small. Where they may have free form (``Any``) they take up to 100 times as many bytes
 # decoded (maps in maps), so 100 MB.
 MAX_HEADER_BYTES = 1 << 20
+# A payload is no longer than the array it stands for, but for the framing of compressed ones.
+MAX_ARRAY_BYTES = 2_000_000_000  # 16384 x 16384 float32 (1.07 GB) fits; blosc2 takes up to 2^31 bytes
+MAX_PAYLOAD_BYTES = MAX_ARRAY_BYTES + (1 << 20)
 MAX_DEPTH = 16  # of values of free form; what goes on to other encoders must not exhaust their stack
 MAX_SIDE_PIXELS = 1 << 17  # of a frame
 MAX_FRAME_ID = 2**31 - 2  # results stand in an MRC stack, which counts in int32
@@ -290,11 +293,11 @@ def decode(data: bytes | memoryview) -> Message:
     return message
 
 
-def buffers_of(message: Message) -> int | None:
-    """How many payloads follow the header; None where any number may."""
+def has_buffers(message: Message, count: int) -> bool:
+    """Whether so many payloads may follow the header."""
     if isinstance(message, Frames):
-        return 1 if message.reference_payload is None else 2
-    return None
+        return count == (1 if message.reference_payload is None else 2)
+    return True
 
 
 def _one_line(error: Exception) -> str:

@@ -17,13 +17,14 @@ from typing import Any, Literal, Protocol
 
 import zmq
 
-from common.wire.link import Bell, Link, Malformed, PeerGone, Received
+from common.wire.link import Bell, Link, Malformed, PeerGone, Pulse, Received, not_listened_to
 from common.wire.messages import Command, Event, Message, Register, Registered, Reply, Telemetry, encode
 
 log = logging.getLogger(__name__)
 
 LONGEST_POLL_SECONDS = 1.0
 FORGET_AFTER_SECONDS = 60.0
+TOLD_SECONDS = 1.0  # between two lines about messages that are not understood
 
 ErrorKind = Literal["invalid", "conflict", "failed", "gone", "timeout"]
 
@@ -75,8 +76,8 @@ class Listener(Protocol):
         """A component sent its counters."""
         ...
 
-    def event(self, component: Component, event: Event) -> None:
-        """A component has something to say."""
+    def event(self, component: Component | None, event: Event) -> None:
+        """A component has something to say, or the bus itself about a stranger."""
         ...
 
     def silent(self, component: Component) -> None:
@@ -116,6 +117,9 @@ class Bus:
         self._pending: dict[str, tuple[bytes, asyncio.Future[Reply]]] = {}
         self._outgoing: deque[tuple[bytes, Message]] = deque()
         self._bell = Bell()
+        self._heard = threading.Event()
+        self._heard.set()
+        self._telling, self._shutting_out = Pulse(TOLD_SECONDS), Pulse(TOLD_SECONDS)
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="bus", daemon=True)
         self._watch: asyncio.Task[None] | None = None
@@ -226,10 +230,17 @@ class Bus:
                 self._listener.telemetry(component)
             case Event() as event if component is not None:
                 self._listener.event(component, event)
-            case Malformed(reason):
-                log.warning("message from %r not understood: %s", identity, reason)
+            case Malformed(reason, shut_out):
+                if shut_out or self._telling.due(time.monotonic()):
+                    log.warning("message from %r not understood: %s", identity, reason)
+                if shut_out and self._shutting_out.due(time.monotonic()):
+                    name = component.name if component is not None else f"a stranger ({identity.hex()})"
+                    text = not_listened_to(f"{name} on the control bus")
+                    event = Event(component="control", name="control", kind="peer_ignored", message=text)
+                    self._listener.event(component, event)
             case other:
-                log.warning("message from %r not expected: %s", identity, type(other).__name__)
+                if self._telling.due(time.monotonic()):
+                    log.warning("message from %r not expected: %s", identity, type(other).__name__)
 
     def _register(self, identity: bytes, register: Register) -> None:
         is_new = identity not in self._components
@@ -278,8 +289,10 @@ class Bus:
         while not self._closing:
             poller.poll(int(1000 * LONGEST_POLL_SECONDS))
             self._bell.clear()
-            while (received := self._link.receive()) is not None:
-                self._hand_over(received)
+            if self._heard.is_set():  # the event loop has had time for what came before
+                self._hand_over(list(self._link.turn()))
+            else:
+                self._heard.wait(0.01)
             while self._outgoing:
                 identity, message = self._outgoing.popleft()
                 try:
@@ -287,5 +300,14 @@ class Bus:
                 except PeerGone:
                     self._loop.call_soon_threadsafe(self._gone, identity)
 
-    def _hand_over(self, received: Received) -> None:
-        self._loop.call_soon_threadsafe(self._hear, received.identity, received.message)
+    def _hand_over(self, received: list[Received]) -> None:
+        if received:
+            self._heard.clear()
+            self._loop.call_soon_threadsafe(self._hear_all, received)
+
+    def _hear_all(self, received: list[Received]) -> None:
+        try:
+            for one in received:
+                self._hear(one.identity, one.message)
+        finally:
+            self._heard.set()
