@@ -8,6 +8,15 @@
 # code builds in seconds and ships two megabytes.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
+# ---- what is needed besides our own code: pip installs a project's dependencies only together with the project,
+# ---- which would tie the libraries' layer to every line of it
+FROM ${PYTHON_IMAGE} AS requirements
+WORKDIR /build
+COPY pyproject.toml ./
+RUN python -c "import tomllib; \
+p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*p['dependencies'], *p['optional-dependencies']['tracing'], sep='\n')" > requirements.txt
+
 # ---- the libraries, in an environment of their own that holds no installer
 FROM ${PYTHON_IMAGE} AS libraries
 # Where the torch wheel is looked for besides the usual index. The default has builds without CUDA. An empty value
@@ -24,17 +33,13 @@ RUN pip --python /opt/cryoflux/bin/python install --constraint constraints.txt \
         ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} torch \
  && rm -r /opt/cryoflux/lib/python3.11/site-packages/torch/include \
           /opt/cryoflux/lib/python3.11/site-packages/torch/test
-COPY pyproject.toml ./
-# pip installs a project's dependencies only together with the project, which would tie this layer to our code.
-RUN python -c "import tomllib; \
-p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*p['dependencies'], *p['optional-dependencies']['tracing'], sep='\n')" > requirements.txt \
- && pip --python /opt/cryoflux/bin/python install --constraint constraints.txt --requirement requirements.txt \
+COPY --from=requirements /build/requirements.txt ./
+RUN pip --python /opt/cryoflux/bin/python install --constraint constraints.txt --requirement requirements.txt \
  && pip --python /opt/cryoflux/bin/python check
 
 # ---- our code
 FROM libraries AS code
-COPY LICENSE README.md ./
+COPY pyproject.toml LICENSE README.md ./
 COPY common common
 COPY detector_sim detector_sim
 COPY reconstructor reconstructor
