@@ -45,6 +45,8 @@ EVENT_KINDS = (
     "registered",
     "silent",
     "returned",
+    "left",
+    "adopted",
     "store_failing",
     "store_back",
     "spool_failed",
