@@ -446,7 +446,8 @@ class Series:
             }
 
     def _figures(self) -> dict[str, Any]:
-        """What another process would go on counting from."""
+        """What another process would go on counting from; the accounts are checked as often."""
+        self._check(self.accounts())
         with self._publisher.changed:
             latency = self._publisher.ledger.latency
             return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from common.wire.link import Received
 from common.wire.messages import Ack, ConfigurationNotice, End, Frames, Message, Start
 from detector_sim.detector import Detector
 from detector_sim.sources import BadFile, FrameBatch
+from detector_sim.spool import Spool
 from reconstructor.subscriber import Subscriber
 
 SHAPE = (16, 16)
@@ -353,3 +355,51 @@ def test_latency_bins_hold_every_frame(setup: Setup) -> None:
     assert sum(counters["latency_counts"]) == 40
     assert len(counters["latency_bounds_seconds"]) == len(counters["latency_counts"]) + 1
     assert 0 <= counters["latency_p50_seconds"] <= counters["latency_p99_seconds"]
+
+
+# ---- accounts and the spool
+
+
+def test_frames_unaccounted_for_fail_the_series(setup: Setup) -> None:
+    setup.source.frame_count = None
+    setup.open(rate=500)
+    setup.attach()
+    setup.wait(lambda: setup.frames())
+    with setup.detector._publisher.changed:
+        setup.detector._publisher.ledger._acquired += 1  # as a bug would
+    setup.wait(lambda: setup.events[-1][0] == "failed")
+    counters = setup.detector.telemetry()
+    assert counters["state"] == "failed"
+    assert counters["frames_unaccounted"] == 1
+    assert "1 frames are unaccounted for" in counters["error"]
+    assert counters["frames_in_flight"] == counters["frames_spooled"] == 0, "what was there is delivered"
+
+
+def test_a_series_left_by_another_detector_is_gone_on_with_where_it_was(setup: Setup) -> None:
+    setup.source.frame_count = None
+    setup.open(rate=500)
+    with setup.detector._publisher.changed:
+        setup.detector._publisher.changed.wait_for(
+            lambda: setup.detector._publisher.ledger.accounts().acquired > 30, 5.0
+        )
+    folder = next(Path(setup.settings.spool).iterdir())
+    left = folder.with_name("left")
+    shutil.copytree(folder, left)  # as another process finds it that was not told
+    acquired = setup.detector.telemetry()["frames_acquired"]
+    spool, found = Spool.resume(left, 10**9)
+    spool.close()
+    waiting = [frame for block in found.blocks for frame in block.frame_ids]
+    assert waiting == list(range(found.gathering_from))
+    assert 0 < found.exposed <= acquired
+    assert found.head.start == setup.detector._running().start_message
+    assert [change.first_frame for change in found.changes] == [0]
+
+
+def test_a_finished_series_leaves_nothing_on_disk(setup: Setup) -> None:
+    setup.open()
+    setup.attach()
+    setup.over()
+    assert len(list(Path(setup.settings.spool).iterdir())) == 1  # until nobody has to be told any more
+    setup.detector.close()
+    assert list(Path(setup.settings.spool).iterdir()) == []
+    setup.monkeypatch.setattr(setup.detector, "close", lambda: None)
