@@ -2,10 +2,13 @@
 
 import dataclasses
 import inspect
+import logging
 import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,19 @@ from services.explain import FieldProblem
 from services.failure import WrongOption
 from services.options import SessionOptions
 from tests.conftest import program
+
+
+@pytest.fixture(autouse=True)
+def _own_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command that runs within a test sets up the logs of its process; the tests' own are put back."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
