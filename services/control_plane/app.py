@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from services.control_plane import problems
 from services.control_plane.bus import Bus
@@ -65,14 +66,15 @@ def create_app(
 
 def routed(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None) -> FastAPI:
     """The routes and their document, without anything behind them."""
-    app = FastAPI(
+    app = FastAPIOffline(
         title="CryoFlux control plane",
         version=API_VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=f"{BASE}/docs",
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
+        static_url=f"{BASE}/docs-assets",
+        swagger_ui_oauth2_redirect_url=f"{BASE}/docs/oauth2-redirect",
         generate_unique_id_function=lambda route: route.name,
     )
     for resource in (sessions, stream, acquisition, recovery, metrics, frames):

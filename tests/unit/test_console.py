@@ -123,3 +123,13 @@ def test_what_is_vendored_has_its_licence() -> None:
         found = re.match(r"([A-Za-z]+-[\d.]+\d)", path.name)
         assert found, path.name
         assert (folder / f"{found[1]}.LICENSE").is_file(), path.name
+
+
+def test_page_to_try_calls_out_needs_nothing_from_elsewhere(client: Client) -> None:
+    page = client.get("/api/v1/docs")
+    assert page.status_code == 200
+    addresses = re.findall(r"(?:src|href)=\"([^\"]+)\"", page.text)
+    assert len(addresses) >= 3
+    for address in addresses:
+        assert address.startswith("/")
+        assert client.get(address).status_code == 200
