@@ -44,8 +44,9 @@ class Display:
             "results": session["output"],
             "console": console,
             "REST": f"{address}/api/v1/sessions/current  (document: {address}/api/v1/docs)",
-            "change C": curl(address, 4),
         }
+        if session["specification"]["source"]["kind"] != "archive":  # masks are then as they were recorded
+            rows["change C"] = curl(address, 4)
         for name, value in rows.items():
             self._console.print(f"[bold]{name:>9}[/]  {escape(value)}")
         if self._console.is_terminal:
