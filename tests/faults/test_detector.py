@@ -150,7 +150,7 @@ def test_a_full_spool_drops_frames_and_counts_them_where_that_is_the_policy(tmp_
     ) as bus:
         bus.detector()
         opened = bus.open(session(output, rate=1500))
-        bus.wait(lambda: bus.of_detector("frames_lost").get("spool full", 0) > 100)
+        bus.wait(lambda: (bus.of_detector("frames_lost") or {}).get("spool full", 0) > 100)
         assert bus.of_detector("idle_seconds") == 0
         balanced(bus.telemetry["detector"])
         _goes_on(bus)
@@ -184,9 +184,11 @@ def test_a_full_disk_is_told_frames_flow_on_and_the_spool_comes_back(tmp_path: P
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (UNLIMITED, UNLIMITED))
         bus.wait(lambda: "spool_back" in bus.kinds())
         bus.wait(lambda: not bus.of_detector("spool_error"))
+        now = bus.of_detector("frames_acquired")
+        bus.wait(lambda: bus.of_detector("frames_acknowledged") > now + 100)  # none in memory only
         _goes_on(bus)
         bus.command("detector", "stop")
-        every_frame_once(output, opened, bus.finished(), lost={"not found in the spool"})
+        every_frame_once(output, opened, bus.finished())
 
 
 def test_a_spool_that_cannot_be_made_is_told_and_the_series_goes_on(tmp_path: Path) -> None:
