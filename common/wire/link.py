@@ -38,7 +38,8 @@ MAX_PARTS = 8
 SMALL_MESSAGE_BYTES = MAX_HEADER_BYTES  # headers alone: what a detector and a control plane receive
 LARGE_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + MAX_FRAMES_HEADER_BYTES  # what a worker receives
 MESSAGES_WAITING = 1000  # of each peer, before its sender has to wait
-MESSAGES_A_TURN = 256  # received before the thread looks at what else it has to do
+MESSAGES_A_TURN = 256  # received before the thread looks at what else it has to do,
+IGNORED_A_TURN_SECONDS = 0.005  # and how long it may drop those of peers not listened to
 LINGER_MS = 2000
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGEST_KEPT_BYTES = 32 << 20  # the most that glibc allows
@@ -266,21 +267,25 @@ class Link:
 
         What cannot be read is counted, not raised.
         """
-        for _ in range(MESSAGES_A_TURN):
-            if not self._has(self._socket):
-                return None
-            parts = [self._socket.recv(copy=False)]
-            while parts[-1].more:
-                parts.append(self._socket.recv(copy=False))
-            last = parts[-1]
+        began = 0.0
+        while self._has(self._socket):
+            last = self._socket.recv(copy=False)
+            parts = [last]
+            while last.more:
+                last = self._socket.recv(copy=False)
+                if len(parts) <= MAX_PARTS + 1:
+                    parts.append(last)
             identity = parts.pop(0).bytes if self._is_router else b""
             if self._conduct and self._conduct.ignores(identity, now := time.monotonic()):
                 self.ignored += 1
                 if self._conduct.to_disconnect(identity, now):
                     _disconnect(last)
+                began = began or now
+                if now - began > IGNORED_A_TURN_SECONDS:
+                    return None
                 continue
             if not parts or len(parts) > MAX_PARTS:
-                return self._unreadable(identity, f"a message of {len(parts)} parts", last)
+                return self._unreadable(identity, f"a message of {'many' if parts else 'no'} parts", last)
             try:
                 message = decode(parts[0].buffer)
             except MalformedMessage as error:
