@@ -76,7 +76,7 @@ def _check_pages(path: Path, pages: list[Any]) -> None:
             raise SourceError(f"{path}: page {number} has pixels of an unknown kind")
         if len(page.shape) != 2:
             raise SourceError(f"{path}: page {number} is in colour (RGB); single-channel images are needed")
-        if 0 in page.shape:
+        if min(page.shape) <= 0:
             raise SourceError(f"{path}: page {number} has no pixels")
         if page.shape != first.shape or page.dtype != first.dtype:
             raise SourceError(
