@@ -76,7 +76,7 @@ def _check_pages(path: Path, pages: list[Any]) -> None:
             raise SourceError(f"{path}: page {number} has pixels of an unknown kind")
         if len(page.shape) != 2:
             raise SourceError(f"{path}: page {number} is in colour (RGB); single-channel images are needed")
-        if min(page.shape) <= 0:
+        if not all(isinstance(side, int) and side > 0 for side in page.shape):
             raise SourceError(f"{path}: page {number} has no pixels")
         if page.shape != first.shape or page.dtype != first.dtype:
             raise SourceError(
