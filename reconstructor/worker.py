@@ -225,6 +225,8 @@ class Worker:
             self._writer_thread.join()
         self._subscriber.close()
         self._control.report()
+        if not self.failed:
+            self._control.leave()
         self._control.close()
 
     @property

@@ -19,7 +19,7 @@ import zmq
 from pydantic import ValidationError
 
 from common.wire.link import Bell, Link, Malformed, Pulse, not_listened_to
-from common.wire.messages import Command, Event, Message, Register, Registered, Reply, Telemetry
+from common.wire.messages import Command, Event, Goodbye, Message, Register, Registered, Reply, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,10 @@ class ControlClient:
     def report(self) -> None:
         """Send the counters of now, ahead of the events that follow."""
         self._post(self._telemetry_message())
+
+    def leave(self) -> None:
+        """Say goodbye: that nothing is heard any more is meant, and no reason to worry."""
+        self._post(Goodbye())
 
     def close(self) -> None:
         """Send what is still to be said, if the control plane listens, and leave."""

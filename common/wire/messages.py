@@ -4,7 +4,7 @@ Data plane (ROUTER at the detector, DEALER at each worker)
     detector -> worker: Start, ConfigurationNotice, Frames, End, Heartbeat, Refusal
     worker -> detector: Hello, Credit, Ack, Reject, Heartbeat, Goodbye
 Control bus (ROUTER at the control plane, DEALER at detector and workers)
-    component -> control plane: Register, Reply, Telemetry, Event
+    component -> control plane: Register, Reply, Telemetry, Event, Goodbye
     control plane -> component: Registered, Command
 
 Decoding checks every field's type and bounds and builds nothing but these structures, of plain values.
@@ -171,7 +171,7 @@ class Reject(Header, frozen=True, kw_only=True, tag="reject"):
 
 
 class Goodbye(Header, frozen=True, kw_only=True, tag="goodbye"):
-    """The worker leaves; what it has not acknowledged goes to others at once."""
+    """The worker leaves; what it has not acknowledged goes to others at once. Said on the control bus too."""
 
 
 # ---- control bus ------------------------------------------------------------------------------------

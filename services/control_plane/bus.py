@@ -18,7 +18,17 @@ from typing import Any, Literal, Protocol
 import zmq
 
 from common.wire.link import Bell, Link, Malformed, PeerGone, Pulse, Received, not_listened_to
-from common.wire.messages import Command, Event, Message, Register, Registered, Reply, Telemetry, encode
+from common.wire.messages import (
+    Command,
+    Event,
+    Goodbye,
+    Message,
+    Register,
+    Registered,
+    Reply,
+    Telemetry,
+    encode,
+)
 
 log = logging.getLogger(__name__)
 
@@ -230,6 +240,9 @@ class Bus:
                 self._listener.telemetry(component)
             case Event() as event if component is not None:
                 self._listener.event(component, event)
+            case Goodbye() if component is not None:
+                del self._components[identity]
+                self._gone(identity)
             case Malformed(reason, shut_out):
                 if shut_out or self._telling.due(time.monotonic()):
                     log.warning("message from %r not understood: %s", identity, reason)

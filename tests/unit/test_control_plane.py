@@ -885,6 +885,21 @@ def test_a_silent_worker_is_noticed_and_welcomed_back(
     assert house.kinds()[-1] == "registered"
 
 
+def test_a_worker_that_says_goodbye_is_not_missed(
+    running: tuple[House, FakeDetector, FakeWorker],
+) -> None:
+    house, _, worker = running
+    house.worker("worker-2")
+    worker.client.leave()
+    house.remove(worker)
+    eventually(lambda: house.client.get("/readyz").json()["workers"] == 1, "the worker has left")
+    workers = house.client.get(f"{CURRENT}/metrics").json()["workers"]
+    assert [known["name"] for known in workers] == ["worker-2"]
+    targets = house.client.get("/metrics/targets").json()
+    assert "worker-1" not in {target["labels"]["name"] for target in targets}
+    assert "silent" not in house.kinds()
+
+
 def test_readiness_says_what_is_missing(house: House) -> None:
     assert house.client.get("/healthz").json()["status"] == "alive"
     answer = house.client.get("/readyz")
