@@ -373,7 +373,7 @@ def test_options_that_a_replay_has_no_use_for_are_refused(coded: Recorded, tmp_p
 
 
 def test_an_interrupted_recovery_says_how_to_go_on(coded: Recorded, tmp_path: Path) -> None:
-    command = [*CRYOFLUX, "recover", str(coded.archive), "--recovery", "dct", "--output", str(tmp_path / "r")]
+    command = [*CRYOFLUX, "recover", str(coded.archive), "--recovery", "tv", "--output", str(tmp_path / "r")]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
     )

@@ -333,7 +333,9 @@ def test_measurements_are_recovered_again_with_another_method(finished: Finished
         spec = RecoverySpec(method="minimum_norm")
         offline = Recovery(configuration.mask.build(configuration.shape), spec)(y).images[0].numpy()
         assert np.abs(images[frame] - offline).max() <= 1e-5 * np.abs(offline).max()
-    assert "already holds a session" in refused("recover", str(finished.output), "--output", str(again))
+    assert "holds a recovery with another method" in refused(
+        "recover", str(finished.output), "--output", str(again)
+    )
     assert "session's own folder" in refused(
         "recover", str(finished.output), "--output", str(finished.output)
     )
