@@ -18,7 +18,9 @@ from tests.conftest import program
 pytestmark = pytest.mark.timeout(300)
 
 REFUSED = r"status of 4\d\d"  # what the browser says of a call that the control plane refuses, rightly
-UNREACHABLE = r"ERR_(CONNECTION_REFUSED|INCOMPLETE_CHUNKED_ENCODING|CONNECTION_RESET|EMPTY_RESPONSE)"
+UNREACHABLE = (
+    r"ERR_(CONNECTION_REFUSED|CONNECTION_RESET|SOCKET_NOT_CONNECTED|INCOMPLETE_CHUNKED_ENCODING|EMPTY_RESPONSE)"
+)
 
 
 def term(page: Page, name: str) -> Any:

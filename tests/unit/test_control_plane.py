@@ -1121,7 +1121,7 @@ def test_a_frame_that_is_not_recovered_has_no_picture(
     assert_problem(house.client.get(path, params={"low": -1}), 422, "low", "from 0 to 100")
     assert_problem(house.client.get(path, params={"low": 60, "high": 60}), 422, "low", "below high")
     assert_problem(house.client.get(path, params={"scale": "best"}), 422, "scale", "'reference'")
-    assert_problem(house.client.get(f"{CURRENT}/frames/-1/preview.png"), 422, "frame_id", "at least 0")
+    assert_problem(house.client.get(f"{CURRENT}/frames/-1/preview.png"), 422, "frame_id", "from 0 to")
     assert_problem(house.client.get(f"{CURRENT}/frames/first/preview.png"), 422, "frame_id", "'first'")
 
 

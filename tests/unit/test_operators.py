@@ -296,7 +296,7 @@ def test_cuda_agrees_with_cpu(name: str) -> None:
 
 SPECS = [
     {"kind": "coded-aperture", "kernel_size": 4, "mask_count": 8, "seed": 11},
-    {"kind": "coded-aperture", "kernel_size": 3, "mask_count": 2, "seed": 2**63 - 1, "tile": 12},
+    {"kind": "coded-aperture", "kernel_size": 3, "mask_count": 2, "seed": 2**53 - 1, "tile": 12},
     {"kind": "phase-plate", "pattern": "uniform", "seed": 11},
     {"kind": "phase-plate", "pattern": "annular", "compression_factor": 7, "ring_width": 0.1},
     {"kind": "phase-plate", "pattern": "radial", "compression_factor": 1.5},
@@ -306,7 +306,7 @@ SPECS = [
 ]
 HASHES = [
     "2fad0cfaaa99e4a2",
-    "f2568642c8e4795b",
+    "86bb8da7dcaaac97",
     "b21e01a6114807b0",
     "5b041aa677620764",
     "51c396029610484d",
