@@ -19,7 +19,7 @@ import zmq
 
 from common.session import SessionSpec
 from common.wire.link import Link, PeerGone
-from common.wire.messages import Command, Event, Register, Registered, Reply, Telemetry
+from common.wire.messages import Command, Event, Goodbye, Register, Registered, Reply, Telemetry
 
 T = TypeVar("T")
 
@@ -161,6 +161,8 @@ class Bus:
                     self.events.append(event)
                 case Reply() as reply:
                     self._replies[reply.request] = reply
+                case Goodbye():
+                    pass
                 case other:
                     raise AssertionError(f"not expected on the control bus: {other}")
 
