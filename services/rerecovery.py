@@ -273,7 +273,8 @@ def _in_parallel(
     )
     waiting: set[Future[tuple[int, dict[int, str]]]] = set()
     try:
-        waiting.update(pool.submit(_recover, unit, frames) for unit, frames in left)
+        with _deaf_to_interrupts():  # the processes, which begin here, stay so: the parent decides
+            waiting.update(pool.submit(_recover, unit, frames) for unit, frames in left)
         for future in as_completed(waiting):
             count, rejected = future.result()
             lost.update(rejected.values())
@@ -288,6 +289,15 @@ def _in_parallel(
     finally:
         pool.shutdown(cancel_futures=True)
     return lost
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Process:
@@ -317,7 +327,6 @@ _process: _Process | None = None
 def _begin(task: _Task, threads: int, parent: int) -> None:
     global _process
     end_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     torch.set_num_threads(threads)
     _process = _Process(task)
 
