@@ -375,7 +375,13 @@ def test_options_that_a_replay_has_no_use_for_are_refused(coded: Recorded, tmp_p
 def test_an_interrupted_recovery_says_how_to_go_on(coded: Recorded, tmp_path: Path) -> None:
     command = [*CRYOFLUX, "recover", str(coded.archive), "--recovery", "tv", "--output", str(tmp_path / "r")]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        # as at a terminal, also where the tests themselves run in the background of a shell
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     eventually(lambda: sum(map(len, lines(tmp_path / "r").values())) > 0, "it has begun", process)
     os.killpg(process.pid, signal.SIGINT)

@@ -186,7 +186,7 @@ def test_a_closed_terminal_ends_a_session_cleanly(tmp_path: Path) -> None:
         )  # fmt: skip
     shown = b""
     try:
-        while b"results" not in shown:  # the header: frames are being acquired
+        while b"change C" not in shown:  # the header's last line: frames are being acquired
             shown += os.read(terminal, 65536)
         children = psutil.Process(pid).children(recursive=True)
     finally:
