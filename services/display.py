@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -239,10 +241,46 @@ def curl(address: str, factor: float) -> str:
     )
 
 
+class _Lasting:
+    """A stream that outlives its terminal: once that was closed, what is written goes nowhere.
+
+    The signal that tells of it is heard only after the line that is being shown.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As the stream does."""
+        with _without_terminal():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As the stream does."""
+        with _without_terminal():
+            self._stream.flush()
+
+
+@contextmanager
+def _without_terminal() -> Generator[None, None, None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+
+
 def _console() -> Console:
     """Lines are not broken; a table may be wide where there is no terminal to say how wide."""
-    console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=TABLE_WIDTH)
+    file: Any = _Lasting(sys.stdout)
+    console = Console(file=file, highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        return console
+    return Console(file=file, highlight=False, soft_wrap=True, width=TABLE_WIDTH)
 
 
 def _table(rows: Mapping[str, str]) -> None:

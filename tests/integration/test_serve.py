@@ -176,7 +176,8 @@ def test_an_address_where_nobody_answers_is_named() -> None:
     assert "http://host:port" in done.stderr
 
 
-def test_a_closed_terminal_ends_a_session_cleanly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", [b"results", b"change C"])  # amid the header, and after its last line
+def test_a_closed_terminal_ends_a_session_cleanly(tmp_path: Path, moment: bytes) -> None:
     output = tmp_path / "s"
     pid, terminal = pty.fork()
     if pid == 0:
@@ -186,7 +187,7 @@ def test_a_closed_terminal_ends_a_session_cleanly(tmp_path: Path) -> None:
         )  # fmt: skip
     shown = b""
     try:
-        while b"change C" not in shown:  # the header's last line: frames are being acquired
+        while moment not in shown:  # frames are being acquired
             shown += os.read(terminal, 65536)
         children = psutil.Process(pid).children(recursive=True)
     finally:
