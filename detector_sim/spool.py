@@ -36,6 +36,7 @@ from zlib import crc32
 
 import msgspec
 
+from common.whole import read_all_at, write_all
 from common.wire.link import Buffer, as_bytes
 from common.wire.messages import Frames, Start
 
@@ -450,7 +451,7 @@ class Spool:
             segment = self._segment_for(size)
             offset = segment.size
         try:
-            _write_all(segment.file, parts)
+            write_all(segment.file, parts)
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(segment.file, offset)
@@ -503,7 +504,7 @@ class Spool:
             answered = set(known.answered)
         try:
             header, payload = _read_record(file, offset)
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise SpoolDamaged(f"{known.segment.path}: byte {offset}: {error}") from error
         finally:
             os.close(file)
@@ -581,7 +582,7 @@ class Spool:
         new = self.folder / f"{ACCOUNT}.new"
         file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
         try:
-            _write_all(file, parts)
+            write_all(file, parts)
             new.rename(self.folder / ACCOUNT)
         except OSError:
             os.close(file)
@@ -593,7 +594,7 @@ class Spool:
     def _write_account(self, record: Record) -> None:
         parts = _framed(_encode(record), [])
         try:
-            _write_all(self._account, parts)
+            write_all(self._account, parts)
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._account, self._account_bytes)
@@ -720,34 +721,13 @@ def _read_record(file: int, offset: int) -> tuple[_BlockHeader, memoryview]:
     if sizes is None:
         raise ValueError("damaged prefix")
     header_bytes, payload_bytes, header_check, payload_check = sizes
-    data = memoryview(_read_all(file, header_bytes + payload_bytes, offset + PREFIX_BYTES))
+    data = memoryview(read_all_at(file, header_bytes + payload_bytes, offset + PREFIX_BYTES))
     header, payload = data[:header_bytes], data[header_bytes:]
     if crc32(header) != header_check:
         raise ValueError("damaged header")
     if crc32(payload) != payload_check:
         raise ValueError("damaged payload")
     return _decode_block.decode(header), payload
-
-
-def _read_all(file: int, size: int, offset: int) -> bytearray:
-    data = bytearray(size)
-    view, done = memoryview(data), 0
-    while done < size:
-        read = os.preadv(file, [view[done:]], offset + done)
-        if not read:
-            raise ValueError("ends too early")
-        done += read
-    return data
-
-
-def _write_all(file: int, parts: Sequence[bytes | memoryview]) -> None:
-    left = [memoryview(part) for part in parts if len(part)]
-    while left:
-        written = os.writev(file, left[:64])
-        while left and written >= len(left[0]):
-            written -= len(left.pop(0))
-        if written:
-            left[0] = left[0][written:]
 
 
 def compact(frame_ids: Sequence[int]) -> range | tuple[int, ...]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from common.configuration import Configuration
 from common.flat_level import FlatLevel
+from common.whole import write_all
 from common.wire.codec import decode_array
 from common.wire.link import MAX_PARTS, Buffer, as_bytes
 from common.wire.messages import ConfigurationNotice, Frames, MalformedMessage, Message, Start, decode, encode
@@ -92,17 +93,6 @@ class ArchiveWriter:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def write_all(file: int, parts: Sequence[bytes | memoryview]) -> None:
-    """Write all parts to a file descriptor, one after the other, without joining them first."""
-    left = [memoryview(part) for part in parts if memoryview(part).nbytes]
-    while left:
-        written = os.writev(file, left)
-        while left and written >= left[0].nbytes:
-            written -= left.pop(0).nbytes
-        if written:
-            left[0] = left[0][written:]
 
 
 def records(path: Path, offset: int = 0) -> Iterator[Record]:

@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import pandas as pd
 
+from common.whole import write_all
+
 FOLDER = "journal"
 LAST_BYTES = 1 << 20
 
@@ -66,15 +68,13 @@ class JournalWriter:
         self._file = os.open(
             folder / f"{worker}.csv", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
         )
-        os.write(self._file, _HEADER)
+        write_all(self._file, [_HEADER])
 
     def append(self, rows: Iterable[tuple[Any, ...]]) -> None:
         """Write lines, values in the order of ``COLUMNS``, None for what is not known."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
-        data = memoryview(text.getvalue().encode())
-        while data:
-            data = data[os.write(self._file, data) :]
+        write_all(self._file, [text.getvalue().encode()])
 
     def sync(self) -> None:
         """Have the lines written so far on disk."""

@@ -23,6 +23,7 @@ import starfile
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import mode_from_dtype
 
+from common.whole import read_all_at, write_all_at
 from common.wire.link import Buffer, as_bytes
 from common.wire.messages import ConfigurationNotice, Frames, Start
 from reconstructor.archive import ArchiveWriter, Span, read_reference
@@ -126,9 +127,7 @@ class ResultsWriter:
         for first, last in _runs(ids):
             data = memoryview(as_bytes(images[first:last]))
             at = HEADER_BYTES + ids[first] * self._slot_bytes
-            while data:
-                written = os.pwrite(self._recovered, data, at)
-                data, at = data[written:], at + written
+            write_all_at(self._recovered, data, at)
 
     def _lines(self, results: Results, span: Span | None) -> Iterator[tuple[Any, ...]]:
         header = results.header
@@ -289,7 +288,7 @@ def _complete_stack(path: Path, shape: tuple[int, int], count: int, pixel_size: 
         per_chunk = max(1, CHUNK_BYTES // slot)
         for first in range(0, count, per_chunk):
             size = min(per_chunk, count - first) * slot
-            values = np.frombuffer(_pread_all(file, size, HEADER_BYTES + first * slot), dtype="<f4")
+            values = np.frombuffer(read_all_at(file, size, HEADER_BYTES + first * slot), dtype="<f4")
             smallest, largest = min(smallest, values.min()), max(largest, values.max())
             total += values.sum(dtype=np.float64)
             squares += np.square(values, dtype=np.float64).sum()
@@ -301,17 +300,6 @@ def _complete_stack(path: Path, shape: tuple[int, int], count: int, pixel_size: 
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def _pread_all(file: int, size: int, offset: int) -> bytearray:
-    data = bytearray(size)
-    view, done = memoryview(data), 0
-    while done < size:
-        read = os.preadv(file, [view[done:]], offset + done)
-        if not read:
-            raise EOFError(f"{RECOVERED} ends after {offset + done} bytes")
-        done += read
-    return data
 
 
 def _write_references(

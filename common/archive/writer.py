@@ -39,6 +39,7 @@ from common.archive.log import (
     encode_header,
     whole_records,
 )
+from common.whole import write_all_at
 
 CHUNK_VALUES = 1 << 18
 CHUNK_FRAMES = 128
@@ -265,12 +266,8 @@ class ArchiveWriter:
     def _append(self, record: Record, body: bytes = b"") -> int:
         """Write one record; where its body lies."""
         header = encode_header(record, len(body))
-        data = memoryview(header + body)
-        at = self._end
         try:
-            while data:
-                written = os.pwrite(self._file, data, at)
-                data, at = data[written:], at + written
+            write_all_at(self._file, header + body, self._end)
         except OSError:
             os.ftruncate(self._file, self._end)  # a full disk: leave no half of a record
             raise
