@@ -1,4 +1,5 @@
-"""Every setting, in one place: default < configuration file < environment ``CRYOFLUX_*`` < command line.
+"""Every setting, in one place: default < configuration file < files in /run/secrets < environment
+``CRYOFLUX_*`` < command line.
 
 The file is named by ``CRYOFLUX_CONFIG`` (TOML, or YAML by its suffix) and may hold any of the fields below.
 A session's own choices (source, mask, rate, recovery) are not settings: see ``common.session``. What the
@@ -10,13 +11,15 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
     SettingsError,
     TomlConfigSettingsSource,
@@ -24,6 +27,18 @@ from pydantic_settings import (
 )
 
 CONFIG_VARIABLE = "CRYOFLUX_CONFIG"
+SECRETS_FOLDER = "/run/secrets"  # where container engines put them: cryoflux_operator_token, ...
+TOKEN_LENGTH = 16
+SECRETS = ("operator_token", "viewer_token")
+
+
+def _listed(value: Any) -> Any:
+    """A list written as one text: separated by commas, as variables of the environment have it."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Folders = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+Unprotected = Annotated[tuple[Literal["metrics", "planes"], ...], NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
@@ -48,6 +63,40 @@ class Settings(BaseSettings):
         description="state store: a file for the embedded one, or redis://host:port/number (rediss://, unix://)",
     )
     results: str = Field("output", description="folder of sessions that do not name their own")
+
+    # ---- who may do what (docs/security.md)
+    operator_token: SecretStr | None = Field(
+        None, min_length=TOKEN_LENGTH, description="who shows it may do everything by REST"
+    )
+    viewer_token: SecretStr | None = Field(
+        None, min_length=TOKEN_LENGTH, description="who shows it may look, by REST and at /metrics"
+    )
+    http_published: str = Field(
+        "",
+        description="address under which the REST port is really reached, where something else publishes it "
+        "(a container's port mapping, a proxy); empty: http_host",
+    )
+    http_certificate: str = Field("", description="PEM file: REST is served by HTTPS")
+    http_key: str = Field("", description="PEM file with the key of http_certificate")
+    keys: str = Field(
+        "", description="folder of CURVE keys for control bus and data plane; empty: neither is encrypted"
+    )
+    key: str = Field(
+        "", description="the process's own one of them; empty: control, detector or worker, as it is one"
+    )
+    unprotected: Unprotected = Field(
+        (),
+        description="served beyond loopback without token (metrics) or keys (planes) all the same",
+    )
+    inputs: Folders = Field(
+        (),
+        description="folders and files that sessions may read; none named: all, if REST is on loopback only",
+    )
+    outputs: Folders = Field(
+        (),
+        description="folders that sessions may write to, beside results; none named: all, if REST is on "
+        "loopback only",
+    )
 
     # ---- what can be watched
     metrics_host: str = Field(
@@ -122,9 +171,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """First wins: command line, environment, configuration file."""
-        file = _file_source(settings_cls)
-        return (init_settings, env_settings) if file is None else (init_settings, env_settings, file)
+        """First wins: command line, environment, secrets' folder, configuration file."""
+        less = (_secrets_source(settings_cls), _file_source(settings_cls))
+        return (init_settings, env_settings, *(source for source in less if source is not None))
 
     @classmethod
     def load(cls, **command_line: Any) -> Self:
@@ -148,6 +197,8 @@ class Settings(BaseSettings):
                 first = inner.errors()[0]
                 place += first["loc"]
             name = ".".join(str(part) for part in place)
+            if name in SECRETS:
+                raise ValueError(f"setting {name}: at least {TOKEN_LENGTH} letters needed") from None
             raise ValueError(f"setting {name}: {first['msg']}, got {first['input']!r}") from error
         except SettingsError as error:  # a variable that should be JSON
             raise ValueError(" ".join(str(error).split())) from error
@@ -155,15 +206,17 @@ class Settings(BaseSettings):
             raise ValueError(f"{CONFIG_VARIABLE}: {file}: {' '.join(str(error).split())}") from error
 
     @classmethod
-    def origins(cls) -> dict[str, Literal["default", "file", "environment"]]:
+    def origins(cls) -> dict[str, Literal["default", "file", "secret", "environment"]]:
         """Where each setting comes from; what the command line says is not known here."""
         file = _file_source(cls)
         in_file = file() if file is not None else {}
-        in_environment = EnvSettingsSource(cls)()
-        return {
-            name: "environment" if name in in_environment else "file" if name in in_file else "default"
-            for name in cls.model_fields
-        }
+        secrets = _secrets_source(cls)
+        origins: dict[str, Literal["default", "file", "secret", "environment"]] = {}
+        origins.update(dict.fromkeys(cls.model_fields, "default"))
+        origins.update(dict.fromkeys(in_file, "file"))
+        origins.update(dict.fromkeys(secrets() if secrets is not None else {}, "secret"))
+        origins.update(dict.fromkeys(EnvSettingsSource(cls)(), "environment"))
+        return origins
 
     @property
     def worker_threads(self) -> int:
@@ -178,6 +231,11 @@ class Settings(BaseSettings):
         if bound.startswith("tcp://") and host in ("0.0.0.0", "*", "[::]"):
             return f"tcp://{socket.gethostname()}:{port}"
         return bound
+
+
+def _secrets_source(settings: type[BaseSettings]) -> PydanticBaseSettingsSource | None:
+    """What reads files of one setting each, if there is the folder for them."""
+    return SecretsSettingsSource(settings, SECRETS_FOLDER) if Path(SECRETS_FOLDER).is_dir() else None
 
 
 def _file_source(settings: type[BaseSettings]) -> PydanticBaseSettingsSource | None:
