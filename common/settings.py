@@ -37,6 +37,12 @@ def _listed(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _given(value: Any) -> Any:
+    """None for a text without anything in it: a variable that is set to nothing says nothing."""
+    return None if value == "" else value
+
+
+Token = Annotated[SecretStr | None, BeforeValidator(_given), Field(min_length=TOKEN_LENGTH)]
 Folders = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Unprotected = Annotated[tuple[Literal["metrics", "planes"], ...], NoDecode, BeforeValidator(_listed)]
 
@@ -65,12 +71,8 @@ class Settings(BaseSettings):
     results: str = Field("output", description="folder of sessions that do not name their own")
 
     # ---- who may do what (docs/security.md)
-    operator_token: SecretStr | None = Field(
-        None, min_length=TOKEN_LENGTH, description="who shows it may do everything by REST"
-    )
-    viewer_token: SecretStr | None = Field(
-        None, min_length=TOKEN_LENGTH, description="who shows it may look, by REST and at /metrics"
-    )
+    operator_token: Token = Field(None, description="who shows it may do everything by REST")
+    viewer_token: Token = Field(None, description="who shows it may look, by REST and at /metrics")
     http_published: str = Field(
         "",
         description="address under which the REST port is really reached, where something else publishes it "
