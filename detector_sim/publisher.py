@@ -13,17 +13,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from common.wire.link import (
-    Bell,
-    Buffer,
-    Link,
-    LinkLimit,
-    Malformed,
-    PeerGone,
-    Pulse,
-    Received,
-    not_listened_to,
-)
+from common.wire.link import Buffer, Link, LinkLimit, Malformed, PeerGone, Received, not_listened_to
 from common.wire.messages import (
     Ack,
     ConfigurationNotice,
@@ -36,6 +26,7 @@ from common.wire.messages import (
     Reject,
     Start,
 )
+from common.wire.waking import Bell, Pulse
 from detector_sim.ledger import Ledger
 from detector_sim.safekeeping import Kept, Safekeeping
 from detector_sim.spool import Answer, Answers, Change, Exposed, Found, Head, Spool, SpoolDamaged, Turn

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from common.wire.link import Bell, Link, Malformed, Pulse, Received
+from common.wire.link import Link, Malformed, Received
 from common.wire.messages import (
     Ack,
     ConfigurationNotice,
@@ -29,6 +29,7 @@ from common.wire.messages import (
     Refusal,
     Start,
 )
+from common.wire.waking import Bell, Pulse
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from typing import Any
 import zmq
 from pydantic import ValidationError
 
-from common.wire.link import Bell, Link, Malformed, Pulse, not_listened_to
+from common.wire.link import Link, Malformed, not_listened_to
 from common.wire.messages import Command, Event, Goodbye, Message, Register, Registered, Reply, Telemetry
+from common.wire.waking import Bell, Pulse
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import os
 import socket as sockets
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
@@ -315,42 +314,6 @@ class Link:
         self._socket.close(linger_ms)
 
 
-class Bell:
-    """Wakes a thread that polls: any thread may ring, the polling one hears and clears it."""
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        self._lock = threading.Lock()  # a ring after closing must not write into a descriptor used anew
-        self._open = True
-        self._rung = False
-
-    def register(self, poller: zmq.Poller) -> None:
-        """Have ``poller`` wake when the bell rings."""
-        poller.register(self._read, zmq.POLLIN)
-
-    def ring(self) -> None:
-        """Wake the poller; ringing twice before it is heard is the same as once."""
-        with self._lock:
-            if self._open and not self._rung:
-                self._rung = True
-                os.write(self._write, b"!")
-
-    def clear(self) -> None:
-        """Forget a ring heard so far."""
-        with self._lock:
-            if self._rung:
-                self._rung = False
-                os.read(self._read, 1)
-
-    def close(self) -> None:
-        """Take the bell down; rings from now on are ignored."""
-        with self._lock:
-            if self._open:
-                self._open = False
-                os.close(self._read)
-                os.close(self._write)
-
-
 class LinkLimit:
     """The speed of a simulated link: how long to wait before the next message may start.
 
@@ -374,22 +337,3 @@ class LinkLimit:
     def spend(self, size: int, now: float) -> None:
         """A message of ``size`` bytes started."""
         self._free_at = max(self._free_at, now - self._slack) + size * self._seconds_per_byte
-
-
-class Pulse:
-    """Something to be done once in ``interval`` seconds, by a loop that looks at the clock."""
-
-    def __init__(self, interval: float) -> None:
-        self._interval = interval
-        self._next = float("-inf")
-
-    def due(self, now: float) -> bool:
-        """Whether it is time; if so, the next time is an interval from now."""
-        if now < self._next:
-            return False
-        self._next = now + self._interval
-        return True
-
-    def wait(self, now: float) -> float:
-        """Seconds until it is time."""
-        return max(0.0, self._next - now)

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 import zmq
 
-from common.wire.link import Bell, Link, Malformed, PeerGone, Pulse, Received, not_listened_to
+from common.wire.link import Link, Malformed, PeerGone, Received, not_listened_to
 from common.wire.messages import (
     Command,
     Event,
@@ -29,6 +29,7 @@ from common.wire.messages import (
     Telemetry,
     encode,
 )
+from common.wire.waking import Bell, Pulse
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.wire.link import Bell, Link, LinkLimit, Malformed, PeerGone, Pulse, Received, as_bytes, wire_size
+from common.wire.link import Link, LinkLimit, Malformed, PeerGone, Received, as_bytes, wire_size
 from common.wire.messages import PROTOCOL_VERSION, Credit, Heartbeat, Hello, encode
+from common.wire.waking import Bell, Pulse
 
 DEADLINE_MS = 10_000
 
