@@ -61,6 +61,10 @@ EVENT_KINDS = (
     "worker_back",
     "worker_refused",
     "peer_ignored",
+    "batch_halved",
+    "batch_grown",
+    "block_suspected",
+    "frames_lost",
     "bad_file",
     "error",
     "finished",
@@ -371,6 +375,14 @@ RECOVERY_SECONDS = _metric(
 BATCH_FRAMES = _metric(
     "cryoflux_batch_frames", "histogram", WORKER, "Frames recovered together.", (), BATCH_BOUNDS
 )
+FRAMES_PER_BATCH = _metric(
+    "cryoflux_frames_per_batch", "gauge", WORKER,
+    "Frames that are recovered in one call at most; fewer than usual while memory is short.",
+)  # fmt: skip
+BATCH_HALVINGS = _metric(
+    "cryoflux_batch_halvings_total", "counter", WORKER,
+    "Batches that memory did not hold, of the GPU or the machine: halved and tried again.",
+)  # fmt: skip
 WRITE_SECONDS = _metric(
     "cryoflux_write_seconds",
     "histogram",

@@ -6,8 +6,8 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,14 @@ from common.session import RecoverySpec
 from common.wire.codec import decode_array
 from common.wire.control import error_line
 from common.wire.messages import ConfigurationNotice, Frames, Start
+from reconstructor.memory import (
+    PAUSES_SECONDS,
+    BatchKey,
+    BatchLimits,
+    does_not_fit,
+    is_out_of_memory,
+    release,
+)
 from reconstructor.quality import frc, frc_resolution, psnr, ssim
 from reconstructor.recovery import Recovery
 from reconstructor.writer import Results
@@ -56,6 +64,20 @@ class Outcome:
     rejected: dict[int, str] = field(default_factory=dict)  # frame_id -> reason
 
 
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What blocks are recovered with."""
+
+    configuration: Configuration
+    operator: LinearOperator
+    recovery: Recovery
+    choice: RecoveryChoice
+
+    @property
+    def key(self) -> BatchKey:
+        return BatchKey(self.configuration.config_id, self.choice.spec.method)
+
+
 class Recoverer:
     """Recovers the blocks of one series after another.
 
@@ -64,7 +86,10 @@ class Recoverer:
     Parameters
     ----------
     batch_pixels : int
-        Pixels recovered at a time; a frame that is larger is recovered alone.
+        Pixels recovered at a time; a frame that is larger is recovered alone. Where memory does not hold
+        as many, fewer are: see ``reconstructor.memory``.
+    batch_changed : callable
+        ``batch_changed(key, frames, is_less)``: so many frames are recovered at a time from now on.
 
     Attributes
     ----------
@@ -72,17 +97,31 @@ class Recoverer:
         Up to how many frames of the series it pays to recover blocks together.
     frames_per_batch : int
         How many frames of the series are recovered in one call at most.
+    frames_at_a_time : int
+        How many the last call took at most: ``frames_per_batch`` where memory is not short.
     """
 
-    def __init__(self, device: torch.device, batch_pixels: int) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        batch_pixels: int,
+        batch_changed: Callable[[BatchKey, int, bool], None] = lambda *_: None,
+    ) -> None:
         self._device, self._batch_pixels = device, batch_pixels
         self._configurations: dict[str, Configuration] = {}
         self._operators: OrderedDict[str, LinearOperator] = OrderedDict()
         self._recoveries: OrderedDict[tuple[str, str], Recovery] = OrderedDict()
         self._levels: dict[str, FlatLevel] = {}
+        self._limits = BatchLimits(batch_changed)
+        self._pauses: Iterator[float] = iter(())
         self._series = ""
-        self.frames_per_batch = 1
+        self.frames_per_batch = self.frames_at_a_time = 1
         self.joined_frames = 1
+
+    @property
+    def batch_halvings(self) -> int:
+        """How often a batch did not fit into memory and was halved."""
+        return self._limits.halvings
 
     def start(self, start: Start) -> None:
         """Begin a series."""
@@ -90,7 +129,7 @@ class Recoverer:
         self._pixel_size = start.pixel_size_angstrom
         self._calibration = Calibration.model_validate(start.calibration)
         pixels = start.shape[0] * start.shape[1]
-        self.frames_per_batch = max(1, self._batch_pixels // pixels)
+        self.frames_per_batch = self.frames_at_a_time = max(1, self._batch_pixels // pixels)
         self.joined_frames = max(1, min(self._batch_pixels, JOINED_PIXELS) // pixels)
         self._configurations.clear()
         self._levels.clear()
@@ -106,32 +145,52 @@ class Recoverer:
     def recover(self, blocks: Sequence[Block], choice: RecoveryChoice) -> list[Outcome]:
         """Recover blocks of one configuration together; one outcome for each, in order.
 
-        If that fails they are tried frame by frame, so that a bad frame does not take others with it.
+        If that fails each block is tried alone, and halved as long as it fails, so that a bad frame does not
+        take others with it.
         """
+        self._pauses = iter(PAUSES_SECONDS)
         try:
-            configuration, recovery = self._prepare(blocks[0].header, choice)
+            task = self._prepare(blocks[0].header, choice)
         except Exception as error:
             log.exception("no recovery for configuration %s", blocks[0].header.config_id)
             reason = error_line(error)
             return [Outcome(block, None, dict.fromkeys(_wanted(block), reason)) for block in blocks]
         try:
-            return self._together(blocks, configuration, recovery, choice)
+            return self._together(blocks, task)
         except Exception:
-            log.warning("a batch failed, its frames are tried one by one", exc_info=True)
-        return [self._one_by_one(block, configuration, recovery, choice) for block in blocks]
+            log.warning("a batch failed: what of it can be recovered is", exc_info=True)
+        return [self._apart(block, task) for block in blocks]
 
-    def _prepare(self, header: Frames, choice: RecoveryChoice) -> tuple[Configuration, Recovery]:
+    def _prepare(self, header: Frames, choice: RecoveryChoice) -> _Task:
         configuration = self._configurations.get(header.config_id)
         if configuration is None or header.series != self._series:
             raise ValueError(f"configuration {header.config_id} of series {header.series} was not announced")
         key = (configuration.config_id, choice.recovery_id)
         if key not in self._recoveries:
-            operator = self._operator(configuration)
-            self._recoveries[key] = Recovery(operator, choice.spec, self._calibration)
+            try:
+                recovery = self._built(configuration, choice)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                recovery = None
+            if recovery is None:  # again, without those that are kept, once the error holds nothing any more
+                self._make_room()
+                recovery = self._built(configuration, choice)
+            self._recoveries[key] = recovery
         self._recoveries.move_to_end(key)
         if len(self._recoveries) > RECOVERIES_KEPT:
             self._recoveries.popitem(last=False)
-        return configuration, self._recoveries[key]
+        return _Task(configuration, self._operator(configuration), self._recoveries[key], choice)
+
+    def _built(self, configuration: Configuration, choice: RecoveryChoice) -> Recovery:
+        return Recovery(self._operator(configuration), choice.spec, self._calibration)
+
+    def _make_room(self) -> None:
+        """Let go of everything that can be built again."""
+        self._recoveries.clear()
+        self._operators.clear()
+        self._levels.clear()
+        release(self._device)
 
     def _operator(self, configuration: Configuration) -> LinearOperator:
         key = configuration.config_id
@@ -148,75 +207,129 @@ class Recoverer:
             self._operators.popitem(last=False)
         return self._operators[key]
 
-    def _together(
-        self,
-        blocks: Sequence[Block],
-        configuration: Configuration,
-        recovery: Recovery,
-        choice: RecoveryChoice,
-    ) -> list[Outcome]:
+    def _together(self, blocks: Sequence[Block], task: _Task) -> list[Outcome]:
         rows = [_rows(block) for block in blocks]
         parts = [
-            self._measurements(block, block_rows, configuration)
+            self._measurements(block, block_rows, task)
             for block, block_rows in zip(blocks, rows, strict=True)
         ]
-        images, free_residual = self._images(parts[0] if len(parts) == 1 else np.concatenate(parts), recovery)
+        images, free_residual = self._images(parts[0] if len(parts) == 1 else np.concatenate(parts), task)
         outcomes: list[Outcome] = []
         first = 0
         for block, block_rows in zip(blocks, rows, strict=True):
             last = first + len(block_rows)
-            results = self._results(
-                block, block_rows, images[first:last], free_residual[first:last], configuration, choice
-            )
+            results = self._results(block, block_rows, images[first:last], free_residual[first:last], task)
             outcomes.append(Outcome(block, results))
             first = last
         return outcomes
 
-    def _one_by_one(
-        self, block: Block, configuration: Configuration, recovery: Recovery, choice: RecoveryChoice
-    ) -> Outcome:
-        rows, images, free_residual = [], [], []
-        rejected: dict[int, str] = {}
-        for row in _rows(block):
-            try:
-                image, residual = self._images(self._measurements(block, [row], configuration), recovery)
-            except Exception as error:
-                rejected[block.header.frame_ids[row]] = error_line(error)
-            else:
-                rows.append(row)
-                images.append(image[0])
-                free_residual.extend(residual)
-        if not rows:
-            return Outcome(block, None, rejected)
-        results = self._results(block, rows, np.stack(images), free_residual, configuration, choice)
-        return Outcome(block, results, rejected)
+    def _apart(self, block: Block, task: _Task) -> Outcome:
+        """What can be recovered of a block of which something cannot."""
+        rows = _rows(block)
+        outcome = Outcome(block, None)
+        try:
+            measurements = self._measurements(block, rows, task)
+        except Exception as error:
+            outcome.rejected = dict.fromkeys(_wanted(block), error_line(error))
+        else:
+            found = list(self._halved(block, rows, measurements, task, outcome.rejected))
+            outcome.results = _joined(found) if found else None
+        for reason in dict.fromkeys(outcome.rejected.values()):
+            frames = [frame for frame, why in outcome.rejected.items() if why == reason]
+            log.warning("frames %s cannot be recovered: %s", frames, reason)
+        return outcome
 
-    def _measurements(self, block: Block, rows: Sequence[int], configuration: Configuration) -> np.ndarray:
+    def _halved(
+        self,
+        block: Block,
+        rows: Sequence[int],
+        measurements: np.ndarray,
+        task: _Task,
+        rejected: dict[int, str],
+    ) -> Iterator[Results]:
+        """Results of those frames that can be recovered; the others go into ``rejected``, with the reason."""
+        try:
+            results = self._results(block, rows, *self._images(measurements, task), task)
+        except Exception as error:
+            if len(rows) == 1:
+                is_sound = np.isfinite(measurements).all()
+                rejected[block.header.frame_ids[rows[0]]] = (
+                    error_line(error) if is_sound else "the measurement holds numbers that are not finite"
+                )
+                return
+        else:
+            yield results
+            return
+        middle = len(rows) // 2
+        for part in (slice(None, middle), slice(middle, None)):
+            yield from self._halved(block, rows[part], measurements[part], task, rejected)
+
+    def _measurements(self, block: Block, rows: Sequence[int], task: _Task) -> np.ndarray:
         """Measurements of some frames of a block, (len(rows), *measurement_shape)."""
-        measurements = decode_array(block.header.payload, block.buffers[0])
-        if len(measurements) != len(block.header.frame_ids):
-            frames = len(block.header.frame_ids)
-            raise ValueError(f"{len(measurements)} measurements came for {frames} frames")
+        shape = (len(block.header.frame_ids), *task.operator.measurement_shape)
+        measurements = decode_array(block.header.payload, block.buffers[0], shape)
         if len(rows) < len(measurements):
             measurements = measurements[list(rows)]
-        level = self._levels.get(configuration.config_id)
+        level = self._levels.get(task.configuration.config_id)
         if level is None:
-            level = FlatLevel(self._operator(configuration), configuration.codec.level)
-            self._levels[configuration.config_id] = level
+            level = FlatLevel(task.operator, task.configuration.codec.level)
+            self._levels[task.configuration.config_id] = level
         return level.put_back(measurements)
 
-    def _images(self, measurements: np.ndarray, recovery: Recovery) -> tuple[np.ndarray, list[float | None]]:
+    def _images(self, measurements: np.ndarray, task: _Task) -> tuple[np.ndarray, list[float | None]]:
         """Images (n, H, W) float32 of measurements (n, *measurement_shape), and their free residuals."""
         images: list[np.ndarray] = []
         free_residual: list[float | None] = []
-        for first in range(0, len(measurements), self.frames_per_batch):
-            part = measurements[first : first + self.frames_per_batch].astype(np.float32, copy=False)
-            recovered = recovery(torch.from_numpy(part).to(self._device))
+        most, limits, key = self.frames_per_batch, self._limits, task.key
+        first = 0
+        while first < len(measurements):
+            self.frames_at_a_time = size = limits.frames(key, most)
+            part = measurements[first : first + size]
+            found = self._image_batch(part, task)
+            if found is not None:
+                limits.went_well(key, len(part), most)
+                images.append(found[0])
+                free_residual += found[1]
+                first += len(part)
+            elif len(part) > 1:
+                limits.halve(key, len(part), most)
+                release(self._device)
+            else:
+                self._await_memory(task)
+        return images[0] if len(images) == 1 else np.concatenate(images), free_residual
+
+    def _image_batch(
+        self, measurements: np.ndarray, task: _Task
+    ) -> tuple[np.ndarray, list[float | None]] | None:
+        """The same of as many as are recovered in one call; None if memory does not hold them."""
+        try:
+            y = torch.from_numpy(measurements.astype(np.float32, copy=False)).to(self._device)
+            recovered = task.recovery(y)
             if not torch.isfinite(recovered.images.sum()):  # one number tells of any that is not
                 raise ValueError("the recovered image is not finite")
-            images.append(recovered.images.cpu().numpy())
-            free_residual += [_known(value) for value in recovered.free_residual.tolist()]
-        return images[0] if len(images) == 1 else np.concatenate(images), free_residual
+            residual = [_known(value) for value in recovered.free_residual.tolist()]
+            return recovered.images.cpu().numpy(), residual
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        return None  # only here the error, which holds what was computed, is gone
+
+    def _await_memory(self, task: _Task) -> None:
+        """One frame alone did not fit: give back what can be, and wait whether others do, now and then.
+
+        Raises
+        ------
+        MemoryError
+            If that was done already for these blocks.
+        """
+        pause = next(self._pauses, None)
+        if pause is None:
+            shape = task.configuration.shape
+            raise MemoryError(does_not_fit(shape, task.choice.spec.method, self._device))
+        kept = (task.configuration.config_id, task.choice.recovery_id)
+        self._make_room()
+        self._recoveries[kept], self._operators[kept[0]] = task.recovery, task.operator
+        time.sleep(pause)
 
     def _results(
         self,
@@ -224,24 +337,23 @@ class Recoverer:
         rows: Sequence[int],
         images: np.ndarray,
         free_residual: Sequence[float | None],
-        configuration: Configuration,
-        choice: RecoveryChoice,
+        task: _Task,
     ) -> Results:
         results = Results(
             header=block.header,
             buffers=block.buffers,
             rows=rows,
             images=images,
-            compression_factor=configuration.compression_factor,
-            recovery_id=choice.recovery_id,
-            method=choice.spec.method,
+            compression_factor=task.configuration.compression_factor,
+            recovery_id=task.choice.recovery_id,
+            method=task.choice.spec.method,
             recovered_at=time.time(),
             free_residual=free_residual,
         )
-        self._judge(results)
+        self._judge(results, task)
         return results
 
-    def _judge(self, results: Results) -> None:
+    def _judge(self, results: Results, task: _Task) -> None:
         """Compare the frames that were also sent whole."""
         header = results.header
         if header.reference_payload is None:
@@ -250,19 +362,54 @@ class Recoverer:
         present = [(k, frame) for k, frame in enumerate(header.reference_ids) if frame in positions]
         if not present:
             return
-        whole = decode_array(header.reference_payload, results.buffers[1])
+        shape = (len(header.reference_ids), *task.configuration.shape)
+        whole = decode_array(header.reference_payload, results.buffers[1], shape)
         for k, frame in present:  # one at a time: float64 transforms of micrographs are large
-            reference = torch.from_numpy(whole[k : k + 1].astype(np.float32)).to(self._device)
-            position = positions[frame]
-            image = torch.from_numpy(results.images[position : position + 1]).to(self._device)
-            resolution = frc_resolution(frc(image, reference), self._pixel_size, side=max(image.shape[1:]))
-            for figures, value in (
-                (results.psnr, min(float(psnr(image, reference)), HIGHEST_PSNR)),
-                (results.ssim, float(ssim(image, reference))),
-                (results.frc_resolution_angstrom, float(resolution)),
+            pair = results.images[positions[frame]], whole[k].astype(np.float32)
+            figures = self._compared(*pair, self._device)
+            if figures is None:  # a GPU whose memory the recovery fills
+                release(self._device)
+                figures = self._compared(*pair, torch.device("cpu"))
+            if figures is None:
+                raise MemoryError("out of memory while a reference frame was compared")
+            for named, value in zip(
+                (results.psnr, results.ssim, results.frc_resolution_angstrom), figures, strict=True
             ):
                 if _known(value) is not None:
-                    figures[frame] = value
+                    named[frame] = value
+
+    def _compared(
+        self, recovered: np.ndarray, whole: np.ndarray, device: torch.device
+    ) -> tuple[float, float, float] | None:
+        """PSNR in dB, SSIM and resolution in angstrom of an image (H, W); None if memory does not suffice."""
+        try:
+            reference = torch.from_numpy(whole[None]).to(device)
+            image = torch.from_numpy(recovered[None]).to(device)
+            resolution = frc_resolution(frc(image, reference), self._pixel_size, side=max(image.shape[1:]))
+            found = min(float(psnr(image, reference)), HIGHEST_PSNR)
+            return found, float(ssim(image, reference)), float(resolution)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        return None
+
+
+def _joined(found: Sequence[Results]) -> Results:
+    """Parts of one block, in order, as one."""
+    first = found[0]
+    if len(found) == 1:
+        return first
+    return replace(
+        first,
+        rows=[row for part in found for row in part.rows],
+        images=np.concatenate([part.images for part in found]),
+        free_residual=[value for part in found for value in part.free_residual],
+        psnr={frame: value for part in found for frame, value in part.psnr.items()},
+        ssim={frame: value for part in found for frame, value in part.ssim.items()},
+        frc_resolution_angstrom={
+            frame: value for part in found for frame, value in part.frc_resolution_angstrom.items()
+        },
+    )
 
 
 def _rows(block: Block) -> Sequence[int]:

@@ -46,6 +46,7 @@ from common.wire.messages import (
     Start,
 )
 from reconstructor.batches import Block, Outcome, Recoverer, RecoveryChoice
+from reconstructor.memory import BatchKey
 from reconstructor.metrics import Measured
 from reconstructor.recovery import check_recovery
 from reconstructor.subscriber import Subscriber
@@ -158,7 +159,7 @@ class Worker:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
         self._unique_name = f"{name}-{uuid.uuid4().hex[:8]}"
-        self._recoverer = Recoverer(self._device, settings.batch_pixels)
+        self._recoverer = Recoverer(self._device, settings.batch_pixels, self._batch_changed)
         self._choice = RecoveryChoice(RecoverySpec(), "default")
         self._inbox: SimpleQueue[Received | None] = SimpleQueue()
         self._outbox: SimpleQueue[Callable[[], None] | Outcome | None] = SimpleQueue()
@@ -301,6 +302,8 @@ class Worker:
             "frames_recovered": tally.frames_recovered,
             "frames_rejected": tally.frames_rejected,
             "batches": tally.batches,
+            "batch_halvings": self._recoverer.batch_halvings,
+            "frames_per_batch": self._recoverer.frames_at_a_time,
             "recovery_seconds": tally.recovery_seconds,
             "write_seconds": tally.write_seconds,
             "busy_share": min(1.0, max(0.0, share)),
@@ -321,6 +324,8 @@ class Worker:
         yield metrics.RECOVERED.family(tally.frames_recovered)
         yield metrics.REJECTED.family(tally.frames_rejected)
         yield from self._measured.families()
+        yield metrics.FRAMES_PER_BATCH.family(self._recoverer.frames_at_a_time)
+        yield metrics.BATCH_HALVINGS.family(self._recoverer.batch_halvings)
         yield metrics.BLOCKS_HELD.family(self._subscriber.held)
         yield metrics.CREDITS.family(self._credits)
         yield metrics.WORKER_INFO.family({(device, threads): 1})
@@ -343,6 +348,17 @@ class Worker:
                     self._recover_blocks(header, received)
                 case _:  # end: a series is over when its frames are, and the next start says the rest
                     pass
+
+    def _batch_changed(self, key: BatchKey, frames: int, is_less: bool) -> None:
+        """Memory was short, or is not any more."""
+        settings = f"configuration {key.config_id}, {key.method}"
+        now = f"{frames} frame{'s' * (frames != 1)} recovered at a time"
+        if is_less:
+            self._control.event("batch_halved", f"memory of {self._device} is short: {now} ({settings})")
+        else:
+            self._control.event(
+                "batch_grown", f"memory of {self._device} holds more again: {now} ({settings})"
+            )
 
     def _next(self) -> Received | None:
         return self._waiting.popleft() if self._waiting else self._inbox.get()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -37,8 +41,12 @@ def _configuration(mask_hash: str = OPERATOR.mask_hash) -> Configuration:
     )
 
 
-def _recoverer(frames_per_batch: int = 8, mask_hash: str = OPERATOR.mask_hash) -> Recoverer:
-    recoverer = Recoverer(torch.device("cpu"), frames_per_batch * SHAPE[0] * SHAPE[1])
+def _recoverer(
+    frames_per_batch: int = 8,
+    mask_hash: str = OPERATOR.mask_hash,
+    batch_changed: Callable[..., Any] = lambda *_: None,
+) -> Recoverer:
+    recoverer = Recoverer(torch.device("cpu"), frames_per_batch * SHAPE[0] * SHAPE[1], batch_changed)
     recoverer.start(
         Start(
             series="s1",
@@ -147,6 +155,183 @@ def test_an_image_that_is_not_finite_is_rejected(monkeypatch: pytest.MonkeyPatch
     (outcome,) = _recoverer().recover([_block([0, 1])], CHOICE)
     assert outcome.results is None
     assert outcome.rejected == dict.fromkeys([0, 1], "the recovered image is not finite")
+
+
+def test_a_measurement_that_is_not_finite_is_rejected_alone() -> None:
+    """Codings of real numbers let it through; it must not spoil those beside it."""
+    codec = CodecSpec(values="float32", coding="plain")
+    recoverer = _recoverer()
+    configuration = Configuration.create(
+        MASK, SHAPE, "float32", codec, mask_hash=OPERATOR.mask_hash,
+        compression_factor=OPERATOR.compression_factor,
+        printed_compression_factor=OPERATOR.printed_compression_factor,
+    )  # fmt: skip
+    recoverer.configure(ConfigurationNotice(configuration=configuration.model_dump(mode="json")))
+    y = OPERATOR.A(torch.from_numpy(FRAMES[:6].astype(np.float32))).numpy()
+    y[4].flat[7] = np.inf
+    payload, buffer = encode_array(y, codec)
+    header = Frames(
+        series="s1", block=0, config_id=configuration.config_id, frame_ids=list(range(6)),
+        acquired_at=[0.0] * 6, payload=payload,
+    )  # fmt: skip
+    (outcome,) = recoverer.recover([Block(header, [memoryview(np.asarray(buffer))])], CHOICE)
+    assert outcome.rejected == {4: "the measurement holds numbers that are not finite"}
+    assert outcome.results is not None
+    assert list(outcome.results.rows) == [0, 1, 2, 3, 5]
+    expected = _expected([0, 1, 2, 3, 5])
+    np.testing.assert_allclose(outcome.results.images, expected, rtol=0, atol=1e-5 * expected.max())
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_measurements_of_another_shape_do_not_reach_a_recovery(
+    monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    called = []
+    monkeypatch.setattr(Recovery, "__call__", lambda *_: called.append(1))
+    y = np.zeros((2, 8, 6, 5), np.int32)
+    y = y[:, :-1] if cut == 1 else y[:, :, :-1] if cut == 2 else y[..., :-1]
+    payload, buffer = encode_array(y, CODEC)
+    good = _block([0, 1])
+    header = msgspec.structs.replace(good.header, payload=payload)
+    (outcome,) = _recoverer().recover([Block(header, [memoryview(np.asarray(buffer))])], CHOICE)
+    assert outcome.results is None
+    assert all("[2, 8, 6, 5] expected" in reason for reason in outcome.rejected.values())
+    assert outcome.rejected.keys() == {0, 1}
+    assert not called
+
+
+@pytest.mark.parametrize("spoil", ["torn", "shape"])
+def test_reference_frames_that_cannot_be_read_are_rejected_without_the_others(spoil: str) -> None:
+    block = _block([0, 1, 2, 3, 4], references=[1, 3])
+    header, whole = block.header, block.buffers[1]
+    if spoil == "torn":
+        whole = whole[:-5]
+    else:
+        reference_payload, other = encode_array(FRAMES[[1, 3], :-1], CODEC)
+        header = msgspec.structs.replace(header, reference_payload=reference_payload)
+        whole = memoryview(np.asarray(other))
+    (outcome,) = _recoverer().recover([Block(header, [block.buffers[0], whole])], CHOICE)
+    assert outcome.rejected.keys() == {1, 3}
+    assert outcome.results is not None
+    assert list(outcome.results.rows) == [0, 2, 4]
+
+
+# ---- memory that is short
+
+
+class _Small(Recovery):
+    """A recovery that has memory for so many frames at a time."""
+
+    room = 3
+    sizes: ClassVar[list[int]] = []
+
+    def __call__(self, y: torch.Tensor) -> Recovered:
+        self.sizes.append(len(y))
+        if len(y) > self.room:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {len(y)} GiB")
+        return super().__call__(y)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> type[_Small]:
+    monkeypatch.setattr(reconstructor.batches, "Recovery", _Small)
+    monkeypatch.setattr(reconstructor.batches, "PAUSES_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(_Small, "sizes", [])
+    monkeypatch.setattr(_Small, "room", 3)
+    return _Small
+
+
+@pytest.mark.parametrize("method", ["minimum_norm", "wiener", "dct", "wavelet", "tv"])
+def test_a_batch_that_memory_does_not_hold_is_halved_and_comes_back_the_same(
+    monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    choice = RecoveryChoice(RecoverySpec(method=method, free_share=0.1), "r1")
+    blocks = [_block(list(range(10)), references=[2, 7]), _block([11, 12, 13])]
+    whole = _recoverer(100).recover(blocks, choice)
+    monkeypatch.setattr(reconstructor.batches, "Recovery", _Small)
+    monkeypatch.setattr(_Small, "sizes", [])
+    monkeypatch.setattr(_Small, "room", 3)
+    told = []
+    recoverer = _recoverer(100, batch_changed=lambda *change: told.append(change))
+    halved = recoverer.recover(blocks, choice)
+    assert _Small.sizes == [13, 6, 3, 3, 3, 3, 1]
+    assert recoverer.batch_halvings == 2
+    assert recoverer.frames_at_a_time == 3
+    assert told == [((_configuration().config_id, method), 3, True)]
+    for a, b in zip(whole, halved, strict=True):
+        assert b.rejected == {}
+        assert a.results is not None
+        assert b.results is not None
+        scale = np.abs(a.results.images).max()
+        np.testing.assert_allclose(b.results.images, a.results.images, rtol=0, atol=2e-6 * scale)
+        np.testing.assert_allclose(
+            np.array(b.results.free_residual, float), np.array(a.results.free_residual, float), rtol=1e-4
+        )
+        assert b.results.psnr == pytest.approx(a.results.psnr, rel=1e-4)
+    _Small.sizes.clear()
+    recoverer.recover(blocks, choice)
+    assert _Small.sizes == [3, 3, 3, 3, 1]  # not one that fails first
+
+
+def test_what_is_kept_for_the_free_residual_does_not_depend_on_how_batches_are_cut() -> None:
+    """The same measurements are held out of every frame, whoever recovers it and with whichever others."""
+    first, again = (Recovery(OPERATOR, CHOICE.spec, CALIBRATION) for _ in range(2))
+    assert first.held_out is not None
+    assert again.held_out is not None
+    assert torch.equal(first.held_out, again.held_out)
+    y = OPERATOR.A(torch.from_numpy(FRAMES.astype(np.float32)))
+    whole = first(y).free_residual
+    for size in (1, 5, 16):
+        parts = torch.cat([again(part).free_residual for part in y.split(size)])
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=0)
+
+
+def test_a_frame_that_does_not_fit_alone_is_rejected_and_the_worker_goes_on(small: type[_Small]) -> None:
+    small.room = 0
+    recoverer = _recoverer()
+    (outcome,) = recoverer.recover([_block([0, 1])], CHOICE)
+    assert outcome.results is None
+    assert outcome.rejected.keys() == {0, 1}
+    for reason in outcome.rejected.values():
+        assert "out of memory on cpu: one frame of 24 x 20 pixels alone does not fit" in reason
+        assert "a smaller batch_pixels does not help" in reason
+    small.room = 100
+    (outcome,) = recoverer.recover([_block([0, 1])], CHOICE)
+    assert outcome.rejected == {}
+
+
+def test_memory_that_comes_free_while_one_frame_waits_for_it_saves_the_frame(small: type[_Small]) -> None:
+    class Passing(small):
+        def __call__(self, y: torch.Tensor) -> Recovered:
+            type(self).room = 0 if len(self.sizes) < 3 else 100
+            return super().__call__(y)
+
+    reconstructor.batches.Recovery = Passing  # undone by the fixture
+    (outcome,) = _recoverer().recover([_block([0, 1])], CHOICE)
+    assert outcome.rejected == {}
+    assert small.sizes == [2, 1, 1, 1, 1]
+
+
+def test_what_is_kept_makes_room_for_a_recovery_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = 2
+
+    class Large(Recovery):
+        built = 0
+
+        def __init__(self, *args: object) -> None:
+            assert recoverer is not None
+            if len(recoverer._recoveries) >= kept:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().__init__(*args)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(reconstructor.batches, "Recovery", Large)
+    recoverer = _recoverer()
+    for number in range(5):
+        (outcome,) = recoverer.recover([_block([0])], RecoveryChoice(CHOICE.spec, f"r{number}"))
+        assert outcome.rejected == {}
+    kept = 0
+    (outcome,) = recoverer.recover([_block([0])], RecoveryChoice(CHOICE.spec, "never"))
+    assert "out of memory" in outcome.rejected[0]
 
 
 def test_a_payload_that_cannot_be_decoded_is_rejected() -> None:
