@@ -8,6 +8,7 @@ table ``session`` says of them holds for commands that start sessions, where an 
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -33,8 +34,12 @@ SECRETS = ("operator_token", "viewer_token")
 
 
 def _listed(value: Any) -> Any:
-    """A list written as one text: separated by commas, as variables of the environment have it."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """A list written as one text, as in the environment: separated by commas, or as JSON."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _given(value: Any) -> Any:
@@ -42,7 +47,9 @@ def _given(value: Any) -> Any:
     return None if value == "" else value
 
 
-Token = Annotated[SecretStr | None, BeforeValidator(_given), Field(min_length=TOKEN_LENGTH)]
+Token = Annotated[
+    Annotated[SecretStr, Field(min_length=TOKEN_LENGTH)] | None, BeforeValidator(_given)
+]
 Folders = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Unprotected = Annotated[tuple[Literal["metrics", "planes"], ...], NoDecode, BeforeValidator(_listed)]
 
@@ -92,7 +99,8 @@ class Settings(BaseSettings):
     )
     inputs: Folders = Field(
         (),
-        description="folders and files that sessions may read; none named: all, if REST is on loopback only",
+        description="folders and files that sessions may read, beside outputs and results; none named: all, "
+        "if REST is on loopback only",
     )
     outputs: Folders = Field(
         (),
@@ -199,13 +207,18 @@ class Settings(BaseSettings):
                 first = inner.errors()[0]
                 place += first["loc"]
             name = ".".join(str(part) for part in place)
+            if first["type"] == "extra_forbidden":  # its value may be a secret with a misspelt name
+                raise ValueError(f"setting {name}: there is no such setting") from None
             if name in SECRETS:
                 raise ValueError(f"setting {name}: at least {TOKEN_LENGTH} letters needed") from None
             raise ValueError(f"setting {name}: {first['msg']}, got {first['input']!r}") from error
         except SettingsError as error:  # a variable that should be JSON
             raise ValueError(" ".join(str(error).split())) from error
         except Exception as error:  # TOML and YAML readers have each their own kinds
-            raise ValueError(f"{CONFIG_VARIABLE}: {file}: {' '.join(str(error).split())}") from error
+            # YAML's errors show the line, which may hold a secret
+            mark = getattr(error, "problem_mark", None)
+            told = f"line {mark.line + 1} is no YAML" if mark is not None else " ".join(str(error).split())
+            raise ValueError(f"{CONFIG_VARIABLE}: {file}: {told}") from None
 
     @classmethod
     def origins(cls) -> dict[str, Literal["default", "file", "secret", "environment"]]:
