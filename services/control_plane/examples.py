@@ -5,6 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+from services.control_plane.guard import NO_TOKEN, ONLY_VIEWER, WRONG_TOKEN
 from services.control_plane.problems import phrase
 
 Json = dict[str, Any]
@@ -360,6 +361,7 @@ REQUESTS: dict[str, dict[str, tuple[str, Json]]] = {
         "parameters": ("a parameter; the others stay", {"parameters": {"iterations": 20}}),
         "free share": ("no measurements kept out", {"free_share": 0}),
     },
+    "sign_in": {"token": ("the operator's token, or the viewer's", {"token": "the-token-of-your-facility"})},
 }
 """Bodies by operation and name, each with what it is for."""
 
@@ -385,6 +387,8 @@ ANSWERS: dict[tuple[str, int], Any] = {
     ("metrics", 200): METRICS,
     ("history", 200): [POINT],
     ("frame", 200): FRAME,
+    ("signed_in", 200): {"role": "viewer", "needed": True},
+    ("sign_in", 200): {"role": "operator", "needed": True},
     ("healthz", 200): {"status": "alive", "version": "0.1.0"},
     ("readyz", 200): READY,
     ("readyz", 503): NOT_READY,
@@ -413,6 +417,9 @@ GOOD: dict[str, str] = {
     "history": "the points",
     "frame": "what is known of the frame",
     "preview": "the picture: 8-bit grey",
+    "signed_in": "the role, and whether a token is needed",
+    "sign_in": "the token's role; a cookie is set",
+    "sign_out": "the cookie is gone",
     "healthz": "it is alive",
     "readyz": "a detector and a worker are there",
     "prometheus": "Prometheus' text format",
@@ -422,6 +429,8 @@ GOOD: dict[str, str] = {
 
 NOT_THERE = f"there is no session '{SESSION['id']}'"
 PROBLEMS: dict[int, tuple[str, str]] = {
+    401: ("", NO_TOKEN),
+    403: ("", ONLY_VIEWER),
     404: ("", "there is no session yet; POST /api/v1/sessions starts one"),
     409: ("", "the session is completed; pause is possible only while it is running"),
     413: ("", "the body is larger than 1000000 bytes"),
@@ -434,6 +443,7 @@ PROBLEMS: dict[int, tuple[str, str]] = {
 """The field that is wrong and why, by status."""
 
 PROBLEMS_OF: dict[tuple[str, int], tuple[str, str]] = {
+    ("sign_in", 401): ("", WRONG_TOKEN),
     ("start", 409): ("", f"session {SESSION['id']} is running; stop it first"),
     ("start", 503): ("", "no worker is registered; start one: cryoflux reconstructor"),
     ("start", 504): ("", "detector did not answer the command 'open' within 120 s"),

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from common.fields import Number
 from common.operators.spec import MaskSpec
 from common.session import SessionSpec
 from common.state.store import EventRecord, TelemetryRecord
+from common.tokens import Role
 from services.control_plane.metrics import ByteCounts, FrameCounts, Latency, Metrics, Quality, finite
 from services.control_plane.session import AcquisitionSetting, RecoverySetting, Session
 from services.control_plane.states import State
@@ -263,3 +264,18 @@ def _number(text: str | None) -> float | None:
 
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
+
+
+class SignIn(BaseModel):
+    """Who signs in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    token: SecretStr = Field(max_length=4096, description="the operator's or the viewer's")
+
+
+class SignInView(BaseModel):
+    """Who asks."""
+
+    role: Role = Field(description="*viewer*: may look; *operator*: may do everything")
+    needed: bool = Field(description="whether this control plane asks for a token at all")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -75,10 +74,3 @@ def _template(scope: Scope) -> str:
     except (KeyError, IndexError, ValueError):
         return route.path
     return scope["path"].removesuffix(own) + route.path if scope["path"].endswith(own) else route.path
-
-
-def timed(app: Any) -> RequestTimes:
-    """Have the requests of an application counted and timed."""
-    times = RequestTimes()
-    app.add_middleware(TimedRequests, times=times)
-    return times

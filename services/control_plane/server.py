@@ -13,16 +13,21 @@ import uvicorn
 
 from common.ending import ending_signals
 from common.logs import last_word
+from common.protection import NotProtected
 from common.settings import Settings
 from common.state.opening import open_store
 from common.state.store import StoreError
+from common.tokens import Tokens, tokens_for_http
 from common.wire.control import error_line
 from services.control_plane.bus import Bus
+from services.control_plane.guard import Access
+from services.control_plane.https import Certificate, certificate_of
 from services.control_plane.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5
+WRONG_SETTING = 2  # exit code: nothing was started, and starting it again would not help
 STALLED_SECONDS = 60.0  # a client that reads nothing for so long has its connection closed
 
 
@@ -71,30 +76,54 @@ class Server(uvicorn.Server):
         yield
 
 
+def protection_of(settings: Settings) -> tuple[Tokens, Certificate | None]:
+    """The tokens that REST asks for, and the certificate it is served with, before anything is started.
+
+    Raises
+    ------
+    ValueError
+        In one line, if they cannot be used, or if REST could be reached from other machines without a token.
+    """
+    try:
+        return tokens_for_http(settings), certificate_of(settings)
+    except NotProtected as error:
+        raise ValueError(error.strerror) from error
+
+
 def run_control(settings: Settings) -> int:
     """Run a control plane until it is told to end (SIGTERM, SIGINT); the process's exit code.
 
     A session that runs meanwhile goes on, and is taken up again by the next control plane on the same store.
     """
     try:
+        tokens, certificate = protection_of(settings)
+    except ValueError as error:
+        last_word(f"cryoflux control: {error}")
+        return WRONG_SETTING
+    try:
         listener = listen(settings.http_host, settings.http_port)
         bus = Bus(settings.control_endpoint, silent_after_seconds=settings.silent_after_seconds)
         recorder = Recorder(open_store(settings.state))
     except (OSError, StoreError) as error:
         last_word(f"cryoflux control: {getattr(error, 'strerror', None) or error_line(error)}")
-        return 1
+        return WRONG_SETTING if isinstance(error, NotProtected) else 1
     # torch comes with these and takes its time; a port that is taken should be told at once
     from reconstructor.writer import finalise
     from services.control_plane.app import create_app
 
     host, port = listener.getsockname()[:2]
-    log.info("REST on http://%s:%d, control bus on %s", host, port, bus.endpoint)
-    app = create_app(bus, recorder, finalise, settings.results)
+    scheme = "https" if certificate is not None else "http"
+    log.info("REST on %s://%s:%d, control bus on %s", scheme, host, port, bus.endpoint)
+    app = create_app(bus, recorder, finalise, settings.results, Access(tokens, settings.http_published))
     config = uvicorn.Config(
         app,
         log_config=None,  # uvicorn's lines go where ours do
         log_level="warning",
         access_log=False,
+        server_header=False,
+        ws="none",
+        ssl_certfile=certificate.file if certificate is not None else None,
+        ssl_keyfile=certificate.key if certificate is not None else None,
         timeout_graceful_shutdown=GRACE_SECONDS,
         lifespan="on",
     )
