@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -36,16 +37,28 @@ sys.exit(run(Settings.load(**json.loads(sys.argv[1])), *arguments))
 """
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a process runs: the command that brings it there, its variables, code that it begins with."""
+
+    before: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    code: str = ""
+
+
+HERE = Place()
+
+
 class Bus:
     """The control bus and the processes of one test; on leaving, whatever still runs is killed.
 
     ``registered``, ``telemetry`` and ``events`` hold what components said, by name.
     """
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", **settings: Any) -> None:
         self.folder = folder
         self._context: zmq.Context[Any] = zmq.Context()
-        self.link = Link.router(self._context, "tcp://127.0.0.1:*")
+        self.link = Link.router(self._context, f"tcp://{host}:*")
         self.endpoint = self.link.endpoint
         self.settings = {
             "control_endpoint": self.endpoint,
@@ -85,23 +98,24 @@ class Bus:
 
     # ---- processes
 
-    def detector(self) -> None:
+    def detector(self, place: Place = HERE, **settings: Any) -> None:
         """Start a detector."""
-        self._start("detector", _DETECTOR)
+        self._start("detector", _DETECTOR, place, **settings)
 
-    def worker(self, name: str, **settings: Any) -> None:
+    def worker(self, name: str, place: Place = HERE, **settings: Any) -> None:
         """Start a worker."""
-        self._start(name, _WORKER, name, **settings)
+        self._start(name, _WORKER, place, name, **settings)
 
-    def _start(self, name: str, imports: str, *arguments: str, **settings: Any) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    def _start(self, name: str, imports: str, place: Place, *arguments: str, **settings: Any) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **place.environment}
         self.identities.pop(name, None)
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [
+                    *place.before,
                     sys.executable,
                     "-c",
-                    _RUN.format(imports=imports),
+                    _RUN.format(imports=f"{imports}\n{place.code}"),
                     json.dumps({**self.settings, **settings}),
                     *arguments,
                 ],
@@ -135,11 +149,7 @@ class Bus:
         while not (value := ready()):
             assert time.monotonic() < until, f"waited {DEADLINE_SECONDS} s; last: {self.telemetry}"
             for name, process in self.processes.items():
-                if (
-                    name != dead
-                    and name in self.identities
-                    and process.poll() not in (None, -signal.SIGKILL, 0)
-                ):
+                if name != dead and process.poll() not in (None, -signal.SIGKILL, 0):
                     raise AssertionError(f"{name} ended: {self.log(name)}")
             poller.poll(50)
             self._receive()
