@@ -40,6 +40,9 @@ MESSAGES_WAITING = 1000  # of each peer, before its sender has to wait
 MESSAGES_A_TURN = 256  # received before the thread looks at what else it has to do,
 IGNORED_A_TURN_SECONDS = 0.005  # and how long it may drop those of peers not listened to
 LINGER_MS = 2000
+GIVEN_UP_AFTER_MS = 15_000  # nothing that was sent arrives for so long: the connection is dead
+HANDSHAKE_MS = 10_000  # the longest a new connection may take to say who it is,
+CONNECT_MS = 3000  # and to be made at all, before it is tried again
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGEST_KEPT_BYTES = 32 << 20  # the most that glibc allows
 _KEPT_BYTES = 512 << 20
@@ -154,6 +157,9 @@ class Link:
         socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 5)
         socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 2)
         socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+        # keepalive says nothing while something is on its way; without this the system tries for 15 minutes
+        socket.setsockopt(zmq.TCP_MAXRT, GIVEN_UP_AFTER_MS)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
 
     @classmethod
     def router(cls, context: zmq.Context[Any], bind: str) -> Self:
@@ -189,6 +195,7 @@ class Link:
         link = cls(socket, large=large)
         socket.setsockopt(zmq.IDENTITY, identity)
         socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         link._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
