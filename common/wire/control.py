@@ -19,7 +19,17 @@ import zmq
 from pydantic import ValidationError
 
 from common.wire.link import Link, Malformed, not_listened_to
-from common.wire.messages import Command, Event, Goodbye, Message, Register, Registered, Reply, Telemetry
+from common.wire.messages import (
+    Command,
+    Event,
+    Goodbye,
+    Message,
+    Refusal,
+    Register,
+    Registered,
+    Reply,
+    Telemetry,
+)
 from common.wire.waking import Bell, Pulse
 
 log = logging.getLogger(__name__)
@@ -170,6 +180,8 @@ class ControlClient:
                         self._answered(answer)
                 case Command() as command:
                     self._commands.submit(self._obey, command)
+                case Refusal():  # it was not heard for so long that it is known no more
+                    self.registered.clear()
                 case Malformed(reason, shut_out):
                     if shut_out:
                         log.warning("control bus: %s", not_listened_to("its other end"))

@@ -23,6 +23,7 @@ from common.wire.messages import (
     Event,
     Goodbye,
     Message,
+    Refusal,
     Register,
     Registered,
     Reply,
@@ -252,6 +253,8 @@ class Bus:
                     text = not_listened_to(f"{name} on the control bus")
                     event = Event(component="control", name="control", kind="peer_ignored", message=text)
                     self._listener.event(component, event)
+            case Telemetry() | Event():  # of somebody forgotten, whose connection outlived that
+                self._send(identity, Refusal(reason="not registered here, or not any more"))
             case other:
                 if self._telling.due(time.monotonic()):
                     log.warning("message from %r not expected: %s", identity, type(other).__name__)
