@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from common.fields import Flag, Number, Place, Whole
 from common.operators.spec import MaskSpec, tagged
 
+RESULTS = ("recovered.mrcs", "references.mrcs", "recovered.star", "frames.csv", "session.json", "journal",
+           "measurements")  # fmt: skip
+"""What a session's folder of results holds in the end."""
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)

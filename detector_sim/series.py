@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import uuid
@@ -20,7 +21,8 @@ from common.calibration import Calibration
 from common.configuration import Configuration
 from common.operators.base import LinearOperator
 from common.operators.spec import MaskSpec
-from common.session import SessionSpec
+from common.roots import NotAllowed, inputs_of, outputs_of
+from common.session import RESULTS, SessionSpec
 from common.settings import Settings
 from common.wire.codec import encode_array
 from common.wire.control import Conflict, error_line
@@ -138,6 +140,7 @@ class Series:
     ) -> None:
         self._spec, self._publisher, self._event = spec, publisher, event
         self._left = left
+        self._inputs, self._outputs = inputs_of(settings), outputs_of(settings)
         self._configured: dict[str, _Setting] = {}
         self._next_frame = self._exposed = 0
         self._idle_before, self._bytes_wire_before, self._restarts = 0.0, 0, 0
@@ -175,19 +178,25 @@ class Series:
             self._assembler.reference_bytes_raw = figures.get("reference_bytes_raw", 0)
             self._inherited = self._summed()
 
-    @staticmethod
-    def _new_output(spec: SessionSpec) -> Path:
-        """The folder of the results, which must hold none yet."""
+    def _new_output(self, spec: SessionSpec) -> Path:
+        """The folder of the results, in which nothing is called as they will be."""
         if spec.output is None:
             raise ValueError("output: no folder is named; the control plane names one where nobody else does")
         output = Path(spec.output).absolute()
-        if (output / "recovered.mrcs").exists() or (output / "journal").exists():
-            raise ValueError(f"output: {output} already holds the results of a session; name another folder")
+        try:
+            real = self._outputs.real(output)
+            there = next((name for name in RESULTS if os.path.lexists(real / name)), None)
+        except NotAllowed as error:
+            raise ValueError(f"output: {error}") from error
+        if real.exists() and not real.is_dir():
+            raise ValueError(f"output: {output} is a file; name a folder")
+        if there is not None:
+            raise ValueError(f"output: {output} already holds {there}, which would be replaced; name another")
         return output
 
     def _begin(self, spec: SessionSpec, session: str) -> None:
         output = self._new_output(spec)
-        self._source: Source = open_source(spec.source)
+        self._source: Source = open_source(spec.source, self._inputs)
         self.shape: tuple[int, int] = self._source.shape
         self.dtype = np.dtype(self._source.dtype)
         try:
@@ -249,7 +258,7 @@ class Series:
 
     def _reopen(self, frame: int) -> None:
         """Open the source anew and go on with ``frame``."""
-        source = open_source(self._spec.source)
+        source = open_source(self._spec.source, self._inputs)
         try:
             if (source.shape, source.dtype) != (self.shape, self.dtype):
                 raise SourceError(f"source: frames are now {source.shape} {source.dtype}")

@@ -18,6 +18,7 @@ import httpx
 
 from common.ending import ending_signals
 from common.logs import Format
+from common.session import RESULTS
 from services.archiving import remove_archive
 from services.client import INTERRUPTED, Ending, Plan, Remote, Steering, run
 from services.control_plane.server import listen
@@ -29,8 +30,6 @@ READY_SECONDS = 180.0
 WATCH_SECONDS = 0.2
 ANYWHERE = ("", "0.0.0.0", "::")
 
-RESULTS = ("recovered.mrcs", "references.mrcs", "recovered.star", "frames.csv", "session.json", "journal",
-           "measurements")  # fmt: skip
 LEFTOVERS = ("logs", "spool", "state.sqlite", "state.sqlite-wal", "state.sqlite-shm")
 
 

@@ -1,7 +1,9 @@
 """Where frames come from: MRC and TIFF files, a STAR file's particles, folders, a pattern, the simulator."""
 
+import stat
 from pathlib import Path
 
+from common.roots import ANYWHERE, NotAllowed, Roots
 from common.session import ArchiveSource, FileSource, PatternSource, SourceSpec, SpecimenSource
 from detector_sim.sources.base import BadFile, FrameBatch, Source, SourceError
 from detector_sim.sources.folder import FolderSource, WatchedFolderSource
@@ -12,13 +14,17 @@ from detector_sim.sources.star import StarSource
 __all__ = ["BadFile", "FrameBatch", "Source", "SourceError", "frame_number", "open_source"]
 
 
-def open_source(spec: SourceSpec, *, first_file_seconds: float = 30.0) -> Source:
+def open_source(
+    spec: SourceSpec, inputs: Roots = ANYWHERE, *, first_file_seconds: float = 30.0
+) -> Source:
     """Open what ``spec`` describes, ready to be read.
 
     Parameters
     ----------
     spec
         Of any kind.
+    inputs
+        What of the file system may be read.
     first_file_seconds
         A watched folder that is still empty: how long to wait for its first file.
 
@@ -31,26 +37,32 @@ def open_source(spec: SourceSpec, *, first_file_seconds: float = 30.0) -> Source
         case PatternSource():
             return Pattern(spec)
         case FileSource():
-            return _open_path(spec, first_file_seconds)
+            return _open_path(spec, inputs, first_file_seconds)
         case ArchiveSource():
             raise SourceError("source.kind: an archive has measurements, not frames; it is replayed")
         case SpecimenSource():
             # torch and its slicing libraries take seconds to import: only who simulates pays
             from detector_sim.sources.specimen import SpecimenFrames
 
-            return SpecimenFrames(spec.specimen)
+            return SpecimenFrames(spec.specimen, inputs)
 
 
-def _open_path(spec: FileSource, first_file_seconds: float) -> Source:
+def _open_path(spec: FileSource, inputs: Roots, first_file_seconds: float) -> Source:
     path, pixel_size = Path(spec.path), spec.pixel_size_angstrom
-    if not path.exists():
-        raise SourceError(f"{path}: no such file or folder; check the path")
-    if path.is_dir():
+    try:
+        status = inputs.status(path)
+    except NotAllowed as error:
+        raise SourceError(f"source.path: {error}") from error
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceError(f"{path}: no such file or folder; check the path") from None
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if stat.S_ISDIR(status.st_mode):
         if spec.watch:
-            return WatchedFolderSource(path, pixel_size, first_file_seconds=first_file_seconds)
-        return FolderSource(path, pixel_size)
+            return WatchedFolderSource(path, pixel_size, inputs, first_file_seconds=first_file_seconds)
+        return FolderSource(path, pixel_size, inputs)
     if spec.watch:
         raise SourceError(f"{path}: is a file; only a folder can be watched")
     if path.suffix.lower() == ".star":
-        return StarSource(path, pixel_size)
-    return StackSource(path, pixel_size)
+        return StarSource(path, pixel_size, inputs)
+    return StackSource(path, pixel_size, inputs)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from watchfiles import watch
 
+from common.roots import ANYWHERE, NotAllowed, Roots
 from detector_sim.sources.base import (
     BadFile,
     FrameBatch,
@@ -25,10 +26,11 @@ from detector_sim.sources.base import (
 from detector_sim.sources.stack import MRC_SUFFIXES, TIFF_SUFFIXES, Stack, open_stack
 
 
-def micrographs_in(folder: Path) -> list[Path]:
+def micrographs_in(folder: Path, inputs: Roots = ANYWHERE) -> list[Path]:
     """MRC and TIFF files of a folder by name, without its subfolders and hidden files."""
     suffixes = MRC_SUFFIXES | TIFF_SUFFIXES
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name[0] != ".")
+    paths = (folder / name for name in inputs.listing(folder) if name[0] != ".")
+    return sorted(path for path in paths if path.suffix.lower() in suffixes)
 
 
 class FolderSource(Source):
@@ -43,9 +45,11 @@ class FolderSource(Source):
         If the folder has no readable micrograph.
     """
 
-    def __init__(self, folder: Path, pixel_size_angstrom: float | None = None) -> None:
-        self._begin(folder, pixel_size_angstrom)
-        paths = micrographs_in(folder)
+    def __init__(
+        self, folder: Path, pixel_size_angstrom: float | None = None, inputs: Roots = ANYWHERE
+    ) -> None:
+        self._begin(folder, pixel_size_angstrom, inputs)
+        paths = self._micrographs()
         self.frame_count = 0
         self._counts: list[tuple[Path, int]] = []
         for path in paths:
@@ -62,8 +66,8 @@ class FolderSource(Source):
             raise SourceError(f"{folder}: none of its {len(paths)} files can be used; the first: {reason}")
         raise SourceError(f"{folder}: no micrographs (.mrc, .mrcs, .tif, .tiff) in it; check the path")
 
-    def _begin(self, folder: Path, pixel_size_angstrom: float | None) -> None:
-        self._folder = folder
+    def _begin(self, folder: Path, pixel_size_angstrom: float | None, inputs: Roots) -> None:
+        self._folder, self._inputs = folder, inputs
         self._override = pixel_size_angstrom
         self._queue: deque[Path] = deque()  # files yet to be read
         self._stack: Stack | None = None  # the one being read,
@@ -71,10 +75,16 @@ class FolderSource(Source):
         self._is_fixed = False  # whether a first file has given shape and dtype
         self.bad_files: list[BadFile] = []
 
+    def _micrographs(self) -> list[Path]:
+        try:
+            return micrographs_in(self._folder, self._inputs)
+        except NotAllowed as error:  # it has been moved meanwhile
+            raise SourceError(str(error)) from error
+
     def _admit(self, path: Path) -> Stack | None:
         """Open a file; None, with a report, where it cannot be used beside the others."""
         try:
-            stack = open_stack(path)
+            stack = open_stack(path, self._inputs)
         except SourceError as error:
             self._report(path, str(error))
             return None
@@ -189,10 +199,10 @@ class WatchedFolderSource(FolderSource):
     """
 
     def __init__(
-        self, folder: Path, pixel_size_angstrom: float | None = None, *,
+        self, folder: Path, pixel_size_angstrom: float | None = None, inputs: Roots = ANYWHERE, *,
         first_file_seconds: float = 30.0, rest_seconds: float = 0.5, patience_seconds: float = 5.0,
     ) -> None:  # fmt: skip
-        self._begin(folder, pixel_size_angstrom)
+        self._begin(folder, pixel_size_angstrom, inputs)
         self.frame_count = None
         self._rest_seconds = rest_seconds
         self._patience_seconds = patience_seconds
@@ -232,12 +242,14 @@ class WatchedFolderSource(FolderSource):
     def _look(self) -> None:
         """Queue the files that are complete, report those that rest and cannot be read."""
         now = time.monotonic()
-        for path in micrographs_in(self._folder):
+        for path in self._micrographs():
             try:
-                status = path.stat()
+                status = self._inputs.status(path)
+                version = (status.st_size, status.st_mtime_ns)
+            except NotAllowed:
+                version = (0, 0)  # to be reported, as what cannot be read is
             except OSError:  # gone again
                 continue
-            version = (status.st_size, status.st_mtime_ns)
             if self._settled.get(path) == version:
                 continue
             seen, since = self._seen.get(path, (None, now))
@@ -246,7 +258,7 @@ class WatchedFolderSource(FolderSource):
                 continue
             if now - since < self._rest_seconds:
                 continue
-            if now - since >= self._patience_seconds or _is_readable(path):
+            if now - since >= self._patience_seconds or self._is_readable(path):
                 stack = self._admit(path)
                 self._settled[path] = version
                 del self._seen[path]
@@ -254,15 +266,14 @@ class WatchedFolderSource(FolderSource):
                     stack.close()
                     self._queue.append(path)
 
+    def _is_readable(self, path: Path) -> bool:
+        try:
+            open_stack(path, self._inputs).close()
+        except SourceError:
+            return False
+        return True
+
     def close(self) -> None:
         """Stop watching, and let go of the file being read."""
         super().close()
         self._changes.close()
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        open_stack(path).close()
-    except SourceError:
-        return False
-    return True

@@ -8,13 +8,15 @@ under a memory map would kill the process.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import byte_order_from_machine_stamp, data_dtype_from_header
 
+from common.roots import ANYWHERE, Roots
 from detector_sim.sources.base import SourceError
 
 _HEADER_BYTES = 1024
@@ -26,9 +28,16 @@ _OTHER_MODES = {3: "complex integers", 4: "a complex transform", 16: "RGB", 101:
 class MrcStack:
     """An open MRC file; half-precision pixels (mode 12) become float32."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, inputs: Roots = ANYWHERE) -> None:
         self.path = path
-        header = _checked_header(path)
+        self._file = inputs.open(path)
+        try:
+            self._take(_checked_header(path, self._file))
+        except SourceError:
+            self.close()
+            raise
+
+    def _take(self, header: np.recarray) -> None:
         self.count = int(header.nz)
         self.shape = (int(header.ny), int(header.nx))
         self._stored = data_dtype_from_header(header)
@@ -36,10 +45,11 @@ class MrcStack:
         self.dtype: np.dtype[Any] = np.dtype(np.float32) if native == np.float16 else native
         self._start = _HEADER_BYTES + max(0, int(header.nsymbt))
         with np.errstate(divide="ignore", invalid="ignore"):
-            size = float(header.cella.x / header.mx)
+            sizes = (header.cella.x / header.mx, header.cella.y / header.my, header.cella.z / header.mz)
+            self.voxel_size_angstrom = (float(sizes[0]), float(sizes[1]), float(sizes[2]))
+        size = self.voxel_size_angstrom[0]
         # the header has single precision: 3.275, not 3.27500009
         self.pixel_size_angstrom = round(size, 6) if np.isfinite(size) and size > 0 else None
-        self._file = path.open("rb")
 
     def frames(self, first: int, count: int) -> np.ndarray:
         """Frames first .. first+count-1, (count, H, W), read in one go."""
@@ -55,7 +65,7 @@ class MrcStack:
         self._file.close()
 
 
-def _checked_header(path: Path) -> np.recarray:
+def _checked_header(path: Path, file: BinaryIO) -> np.recarray:
     """The header of an MRC file of images, all of them there.
 
     Raises
@@ -63,10 +73,10 @@ def _checked_header(path: Path) -> np.recarray:
     SourceError
         One line, if it is not that.
     """
-    size = path.stat().st_size
+    size = os.fstat(file.fileno()).st_size
     if size < _HEADER_BYTES:
         raise SourceError(f"{path}: not an MRC file (shorter than an MRC header); check what wrote it")
-    header = _header(path)
+    header = _header(file)
     has_stamp = header.map.tobytes() in (b"MAP ", b"MAP\0", b"MAP")
     mode = int(header.mode)
     sides = [int(header.nx), int(header.ny), int(header.nz)]
@@ -90,9 +100,8 @@ def _checked_header(path: Path) -> np.recarray:
     return header
 
 
-def _header(path: Path) -> np.recarray:
-    with path.open("rb") as file:
-        content = file.read(_HEADER_BYTES)
+def _header(file: BinaryIO) -> np.recarray:
+    content = file.read(_HEADER_BYTES)
     header = np.frombuffer(content, HEADER_DTYPE).reshape(()).view(np.recarray)
     try:
         order = byte_order_from_machine_stamp(header.machst)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.roots import ANYWHERE, Roots
 from common.session import SpecimenSpec
 from detector_sim.sources.base import BadFile, FrameBatch, Source, SourceError, optics_row
 from detector_sim.specimen import Specimen
@@ -20,9 +21,9 @@ class SpecimenFrames(Source):
         One line: the structure cannot be read or does not fit, or the dose overflows.
     """
 
-    def __init__(self, spec: SpecimenSpec) -> None:
+    def __init__(self, spec: SpecimenSpec, inputs: Roots = ANYWHERE) -> None:
         try:
-            self._specimen = Specimen(spec)
+            self._specimen = Specimen(spec, inputs)
         except ValueError as error:
             raise SourceError(str(error)) from error
         self.shape = self._specimen.shape

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from common.roots import ANYWHERE, NotAllowed, Roots
 from detector_sim.sources.base import (
     BadFile,
     FrameBatch,
@@ -46,8 +48,8 @@ class Stack(Protocol):
         ...
 
 
-def open_stack(path: Path) -> Stack:
-    """Open an MRC or TIFF file, by its suffix.
+def open_stack(path: Path, inputs: Roots = ANYWHERE) -> Stack:
+    """Open an MRC or TIFF file, by its suffix; ``inputs``: what may be read.
 
     Raises
     ------
@@ -55,16 +57,24 @@ def open_stack(path: Path) -> Stack:
         One line that says why the file cannot be used.
     """
     suffix = path.suffix.lower()
-    if not path.exists():
-        raise SourceError(f"{path}: no such file; check the path")
-    if path.is_dir():
+    try:
+        status = inputs.status(path)
+    except NotAllowed as error:
+        raise SourceError(str(error)) from error
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if stat.S_ISDIR(status.st_mode):
         raise SourceError(f"{path}: is a folder, a file of frames was expected")
-    if path.stat().st_size == 0:
+    if status.st_size == 0 and stat.S_ISREG(status.st_mode):
         raise SourceError(f"{path}: the file is empty; write it again or leave it out")
     if suffix not in MRC_SUFFIXES | TIFF_SUFFIXES:
         raise SourceError(f"{path}: not a kind of file that is known; give .mrc, .mrcs, .tif or .star")
     try:
-        return MrcStack(path) if suffix in MRC_SUFFIXES else TiffStack(path)
+        return MrcStack(path, inputs) if suffix in MRC_SUFFIXES else TiffStack(path, inputs)
+    except NotAllowed as error:
+        raise SourceError(str(error)) from error
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -72,8 +82,10 @@ def open_stack(path: Path) -> Stack:
 class StackSource(Source):
     """All frames of one MRC or TIFF file, in order."""
 
-    def __init__(self, path: Path, pixel_size_angstrom: float | None = None) -> None:
-        self._stack = open_stack(path)
+    def __init__(
+        self, path: Path, pixel_size_angstrom: float | None = None, inputs: Roots = ANYWHERE
+    ) -> None:
+        self._stack = open_stack(path, inputs)
         self.shape = self._stack.shape
         self.dtype = self._stack.dtype
         self.frame_count = self._stack.count

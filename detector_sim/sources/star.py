@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import linecache
 import math
+import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 import starfile
 
+from common.roots import ANYWHERE, NotAllowed, Roots
 from detector_sim.sources.base import (
     BadFile,
     FrameBatch,
@@ -50,10 +52,12 @@ class StarSource(Source):
         One line: what is missing or does not fit, in which row.
     """
 
-    def __init__(self, path: Path, pixel_size_angstrom: float | None = None) -> None:
-        optics, particles = _read_tables(path)
-        self._star = path
-        self._paths, self._indices = _locate(path, particles["rlnImageName"])
+    def __init__(
+        self, path: Path, pixel_size_angstrom: float | None = None, inputs: Roots = ANYWHERE
+    ) -> None:
+        optics, particles = _read_tables(path, inputs)
+        self._star, self._inputs = path, inputs
+        self._paths, self._indices = _locate(path, particles["rlnImageName"], inputs)
         self._stacks: OrderedDict[Path, Stack] = OrderedDict()
         self._next = 0
         self.bad_files: list[BadFile] = []
@@ -71,7 +75,7 @@ class StarSource(Source):
     def _stack(self, path: Path) -> Stack:
         """The open stack; only the last few stay open."""
         if path not in self._stacks:
-            self._stacks[path] = open_stack(path)
+            self._stacks[path] = open_stack(path, self._inputs)
             if len(self._stacks) > _OPEN_STACKS:
                 self._stacks.popitem(last=False)[1].close()
         self._stacks.move_to_end(path)
@@ -143,21 +147,34 @@ class StarSource(Source):
         self._stacks.clear()
 
 
-def _read_tables(path: Path) -> tuple[pd.DataFrame | None, pd.DataFrame]:
+def _read_tables(path: Path, inputs: Roots) -> tuple[pd.DataFrame | None, pd.DataFrame]:
     """The optics table, if there is one, and the particles."""
-    if not path.exists():
-        raise SourceError(f"{path}: no such file; check the path")
-    _check_lines(path)
-    linecache.checkcache(str(path))  # the parser reads through it, and leaves a file it failed of there
     try:
-        blocks = starfile.read(path, always_dict=True)
+        with inputs.open(path) as file:
+            _check_lines(path, file)
+            return _parsed(path, file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except NotAllowed as error:
+        raise SourceError(str(error)) from error
+
+
+def _parsed(path: Path, file: BinaryIO) -> tuple[pd.DataFrame | None, pd.DataFrame]:
+    """The tables of a file that is open; the parser wants a name, and gets that of the open file."""
+    linecache.clearcache()  # the parser reads through it, and leaves a file it failed of there
+    name = f"/proc/self/fd/{file.fileno()}"
+    try:
+        blocks = starfile.read(name if os.path.exists(name) else path, always_dict=True)
         tables = {
             name: block if isinstance(block, pd.DataFrame) else pd.DataFrame([block])
             for name, block in blocks.items()
         }
     except Exception as error:  # whatever its parser stumbles on
-        linecache.checkcache(str(path))
-        raise SourceError(f"{path}: not a STAR file ({one_line(error)})") from error
+        linecache.clearcache()
+        reason = one_line(error).replace(name, str(path))
+        raise SourceError(f"{path}: not a STAR file ({reason})") from error
     if not tables:
         raise SourceError(f"{path}: no table in it; a STAR file of particles is needed")
     particles = next((table for table in tables.values() if "rlnImageName" in table), None)
@@ -173,24 +190,23 @@ def _read_tables(path: Path) -> tuple[pd.DataFrame | None, pd.DataFrame]:
     return optics if optics is not None and len(optics) else None, particles
 
 
-def _check_lines(path: Path) -> None:
+def _check_lines(path: Path, file: BinaryIO) -> None:
     """Raise SourceError where reading would take memory or time out of all proportion to a real file."""
-    size = path.stat().st_size
+    size = os.fstat(file.fileno()).st_size
     if size > MAX_FILE_BYTES:
         raise SourceError(f"{path}: {size} bytes; STAR files up to {MAX_FILE_BYTES} can be read: split it")
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise SourceError(f"{path}: line {number} has over {MAX_LINE_BYTES} bytes; no STAR file")
-            if len(line) > 2 * MAX_COLUMNS and len(line.split()) > MAX_COLUMNS:
-                raise SourceError(f"{path}: line {number} has more than {MAX_COLUMNS} values")
-            if b"\0" in line or b"\x1c" in line or b"\x0c" in line:
-                raise SourceError(f"{path}: line {number} holds control characters; not a STAR file")
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise SourceError(f"{path}: line {number} has over {MAX_LINE_BYTES} bytes; no STAR file")
+        if len(line) > 2 * MAX_COLUMNS and len(line.split()) > MAX_COLUMNS:
+            raise SourceError(f"{path}: line {number} has more than {MAX_COLUMNS} values")
+        if b"\0" in line or b"\x1c" in line or b"\x0c" in line:
+            raise SourceError(f"{path}: line {number} holds control characters; not a STAR file")
 
 
-def _locate(star: Path, names: pd.Series) -> tuple[list[Path], np.ndarray]:
+def _locate(star: Path, names: pd.Series, inputs: Roots) -> tuple[list[Path], np.ndarray]:
     """Path and index (from 0) of every image, named ``index@stack``; without an index, the first."""
     paths: list[Path] = []
     indices = np.empty(len(names), np.int64)
@@ -201,24 +217,26 @@ def _locate(star: Path, names: pd.Series) -> tuple[list[Path], np.ndarray]:
             shown = f"image name {name!r:.200}"
             raise SourceError(f"{star}: row {row + 1}: {shown} is not of the form index@stack")
         if stack not in found:
-            found[stack] = _find(star, stack, row)
+            found[stack] = _find(star, stack, row, inputs)
         paths.append(found[stack])
         indices[row] = int(number) - 1 if at else 0
     return paths, indices
 
 
-def _find(star: Path, stack: str, row: int) -> Path:
-    beside = star.resolve().parent
+def _find(star: Path, stack: str, row: int, inputs: Roots) -> Path:
+    """Where a stack is that may be read; one that may not be read is as good as not there."""
     try:
+        beside = inputs.real(star.absolute()).parent
         for folder in (beside, *beside.parents):
-            if (folder / stack).is_file():
+            if inputs.is_file(folder / stack):
                 return folder / stack
-        if (beside / Path(stack).name).is_file():  # moved here together with its STAR file
+        if inputs.is_file(beside / Path(stack).name):  # moved here together with its STAR file
             return beside / Path(stack).name
     except (OSError, ValueError) as error:
         raise SourceError(f"{star}: row {row + 1}: no name of a file ({one_line(error)})") from error
     stack = one_line(ValueError(stack))
-    raise SourceError(f"{star}: row {row + 1}: {stack} is neither beside it nor in a folder above it")
+    where = ", as far as sessions may read" if inputs.limited else ""
+    raise SourceError(f"{star}: row {row + 1}: {stack} is neither beside it nor in a folder above it{where}")
 
 
 def _constant(star: Path, table: pd.DataFrame, column: str) -> Any:

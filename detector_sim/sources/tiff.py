@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 
+from common.roots import ANYWHERE, Roots
 from detector_sim.sources.base import FRAME_DTYPES, SourceError
 from detector_sim.sources.reasons import one_line
-from detector_sim.sources.tiff_survey import check_directories
+from detector_sim.sources.tiff_survey import check_opened
 
 _PLAUSIBLE_PIXEL_ANGSTROM = (0.05, 100.0)  # resolution tags often hold 72 dots per inch
 _NO_CONVENTIONS = {f"is_{name}": False for name in tifffile.TIFF.FILE_FLAGS}
@@ -19,26 +21,33 @@ _NO_CONVENTIONS = {f"is_{name}": False for name in tifffile.TIFF.FILE_FLAGS}
 class TiffStack:
     """An open TIFF file of grey pages; rows come in the file's order; half precision becomes float32."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, inputs: Roots = ANYWHERE) -> None:
         self.path = path
-        check_directories(path)
+        self._stream = inputs.open(path)
+        try:
+            check_opened(path, self._stream)
+            self._open(path)
+        except SourceError:
+            self._stream.close()
+            raise
+
+    def _open(self, path: Path) -> None:
+        self._stream.seek(0)
         try:
             # pages as they stand, whatever program's conventions for series and metadata the file follows
-            self._file = tifffile.TiffFile(path, **_NO_CONVENTIONS)
+            self._file = tifffile.TiffFile(self._stream, **_NO_CONVENTIONS)
         except Exception as error:  # whatever its parser stumbles on
             raise SourceError(f"{path}: not a TIFF file ({one_line(error)})") from error
         try:
             pages = _pages(path, self._file)
-            _check_pages(path, pages)
+            _check_pages(path, pages, os.fstat(self._stream.fileno()).st_size)
             self.pixel_size_angstrom = _pixel_size(pages[0])
             self.count = len(pages)
             self.shape = (int(pages[0].shape[0]), int(pages[0].shape[1]))
             stored = np.dtype(pages[0].dtype)
         except SourceError:
-            self._file.close()
             raise
         except Exception as error:  # a value of another kind than the format has there
-            self._file.close()
             raise SourceError(f"{path}: a page that makes no sense ({one_line(error)})") from error
         self.dtype: np.dtype[Any] = np.dtype(np.float32 if stored == np.float16 else stored)
 
@@ -56,6 +65,7 @@ class TiffStack:
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+        self._stream.close()
 
 
 def _pages(path: Path, file: tifffile.TiffFile) -> list[Any]:
@@ -65,11 +75,10 @@ def _pages(path: Path, file: tifffile.TiffFile) -> list[Any]:
         raise SourceError(f"{path}: a page cannot be read ({one_line(error)})") from error
 
 
-def _check_pages(path: Path, pages: list[Any]) -> None:
+def _check_pages(path: Path, pages: list[Any], size: int) -> None:
     """Raise SourceError, one line, unless every page is a grey image of one shape and dtype, all there."""
     if not pages:
         raise SourceError(f"{path}: a TIFF file without pages; write it again or leave it out")
-    size = path.stat().st_size
     first = pages[0]
     for number, page in enumerate(pages, 1):
         if page.dtype is None:

@@ -7,11 +7,13 @@ a billion strips and pages of a million pixels a side end here, in one line.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from common.roots import ANYWHERE, Roots
 from detector_sim.sources.base import SourceError
 
 MAX_PAGES = 100_000  # frames of a stack; tifffile takes some 10 kB for each
@@ -44,8 +46,14 @@ class _Layout(NamedTuple):
     inline: int  # bytes of a value that stands in its tag
 
 
-def check_directories(path: Path) -> None:
-    """Read a TIFF file's directories, their values not.
+def check_directories(path: Path, inputs: Roots = ANYWHERE) -> None:
+    """Read a TIFF file's directories, their values not; raises as ``check_opened`` does."""
+    with inputs.open(path) as file:
+        check_opened(path, file)
+
+
+def check_opened(path: Path, file: BinaryIO) -> None:
+    """Read the directories of a TIFF file that is open at its beginning, their values not.
 
     Raises
     ------
@@ -53,24 +61,23 @@ def check_directories(path: Path) -> None:
         One line, if the file is no TIFF, or if a directory asks for more than the file can hold or is of a
         coding that is not read here.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        tables = 0
-        for number, (tags, layout) in enumerate(_directories(path, file, size), 1):
-            found: dict[int, int] = {}
-            stored = 0
-            for code, kind, count, value in tags:
-                length = _TYPE_BYTES.get(kind, 0) * count
-                tables += length if length > layout.inline else 0
-                if length > size or tables > MAX_TABLE_BYTES:
-                    raise SourceError(f"{path}: page {number}: tag {code} of {length} bytes: no usable TIFF")
-                if code in found or (code in _SINGLE and (count != 1 or length > layout.inline)):
-                    raise SourceError(f"{path}: page {number}: tag {code}, twice or of {count} values")
-                if code in _SINGLE:
-                    found[code] = _integer(value, kind, layout.order)
-                if code in _COUNTS:
-                    found[code] = stored = _sum(file, value, kind, count, layout)
-            _check_page(path, number, found, stored)
+    size = os.fstat(file.fileno()).st_size
+    tables = 0
+    for number, (tags, layout) in enumerate(_directories(path, file, size), 1):
+        found: dict[int, int] = {}
+        stored = 0
+        for code, kind, count, value in tags:
+            length = _TYPE_BYTES.get(kind, 0) * count
+            tables += length if length > layout.inline else 0
+            if length > size or tables > MAX_TABLE_BYTES:
+                raise SourceError(f"{path}: page {number}: tag {code} of {length} bytes: no usable TIFF")
+            if code in found or (code in _SINGLE and (count != 1 or length > layout.inline)):
+                raise SourceError(f"{path}: page {number}: tag {code}, twice or of {count} values")
+            if code in _SINGLE:
+                found[code] = _integer(value, kind, layout.order)
+            if code in _COUNTS:
+                found[code] = stored = _sum(file, value, kind, count, layout)
+        _check_page(path, number, found, stored)
 
 
 def _check_page(path: Path, number: int, found: dict[int, int], stored: int) -> None:

@@ -8,17 +8,17 @@ Greengard and Lee, SIAM Review 46, 443, 2004). A map has no absolute scale; it i
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import mrcfile
 import numba
 import numpy as np
 import torch
 from scipy.ndimage import affine_transform
 from torch import Tensor
 
+from common.roots import ANYWHERE, Roots
+from detector_sim.sources.mrc import MrcStack
 from detector_sim.specimen.scattering import VOLT_SQUARE_ANGSTROM, protein_potential_above_ice
 from detector_sim.specimen.structure import Atoms
 
@@ -144,7 +144,7 @@ def _spread_gaussians(
                     row[first[2] + x] += factor * profile[2, x]
 
 
-def potential_of_map(path: Path, pixel_size_angstrom: float) -> Potential:
+def potential_of_map(path: Path, pixel_size_angstrom: float, inputs: Roots = ANYWHERE) -> Potential:
     """An MRC map as a potential: resampled to the pixel size, background to 0, protein's scale.
 
     The middle of the map (voxel n // 2 along each axis) becomes the particle's centre. The scale is such
@@ -156,7 +156,7 @@ def potential_of_map(path: Path, pixel_size_angstrom: float) -> Potential:
     ValueError
         If the file holds no map with a pixel size, in one line.
     """
-    density, voxel_size = _read_map(path)
+    density, voxel_size = _read_map(path, inputs)
     density = density - np.median(_faces(density))
     length = max(density.shape) * voxel_size
     side = even_fast_side(length / pixel_size_angstrom)
@@ -181,22 +181,19 @@ def potential_of_map(path: Path, pixel_size_angstrom: float) -> Potential:
     return Potential(volume[kept, kept, kept].contiguous(), pixel_size_angstrom, diameter)
 
 
-def _read_map(path: Path) -> tuple[np.ndarray, float]:
+def _read_map(path: Path, inputs: Roots) -> tuple[np.ndarray, float]:
     """Density (z, y, x) float32 and the side of a voxel in angstrom."""
+    stack = MrcStack(path, inputs)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            with mrcfile.open(path, mode="r", permissive=True) as file:
-                data, size = file.data, file.voxel_size
-                density = None if data is None else np.array(data, np.float32)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: not an MRC map ({' '.join(str(error).split())})") from error
-    if density is None or density.ndim != 3 or min(density.shape) < 8:
+        density = stack.frames(0, stack.count).astype(np.float32, copy=False)
+    finally:
+        stack.close()
+    if min(density.shape) < 8:
         raise ValueError(f"{path}: not a map: a volume of at least 8 x 8 x 8 voxels is needed")
     if not np.isfinite(density).all():
         raise ValueError(f"{path}: the map holds NaN or infinite voxels")
-    sides = [float(size.x), float(size.y), float(size.z)]
-    if min(sides) <= 0 or max(sides) > 1.01 * min(sides):
+    sides = list(stack.voxel_size_angstrom)
+    if not (min(sides) > 0 and max(sides) <= 1.01 * min(sides)):
         raise ValueError(f"{path}: voxels of {sides} angstrom; a map with cubic voxels is needed")
     return density, sides[0]
 

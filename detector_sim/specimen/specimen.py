@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.roots import ANYWHERE, NotAllowed, Roots
 from common.session import SpecimenSpec
 from detector_sim.specimen.placement import most_discs, place_discs
 from detector_sim.specimen.potential import MAP_SUFFIXES, Potential, potential_of_atoms, potential_of_map
@@ -110,14 +111,14 @@ class Specimen:
         One line: the structure cannot be read, does not fit the frame, or the dose overflows 16 bits.
     """
 
-    def __init__(self, spec: SpecimenSpec) -> None:
+    def __init__(self, spec: SpecimenSpec, inputs: Roots = ANYWHERE) -> None:
         if spec.defocus_min_um > spec.defocus_max_um:
             raise ValueError(
                 f"defocus_min_um: {spec.defocus_min_um:g} is above defocus_max_um {spec.defocus_max_um:g}"
             )
         self.spec = spec
         self.shape = (spec.side_pixels, spec.side_pixels)
-        self.potential = read_potential(spec)
+        self.potential = read_potential(spec, inputs)
         self._check_fit()
         self._projector = Projector(self.potential)
         self._sigma = interaction_parameter(spec.voltage_kv)
@@ -323,8 +324,8 @@ class Specimen:
         }  # fmt: skip
 
 
-def read_potential(spec: SpecimenSpec) -> Potential:
-    """The potential of ``spec.structure``.
+def read_potential(spec: SpecimenSpec, inputs: Roots = ANYWHERE) -> Potential:
+    """The potential of ``spec.structure``; ``inputs``: what may be read.
 
     Raises
     ------
@@ -334,11 +335,19 @@ def read_potential(spec: SpecimenSpec) -> Potential:
     if spec.structure == "cage":
         return potential_of_atoms(cage_atoms(), spec.pixel_size_angstrom)
     path = Path(spec.structure)
-    if not path.is_file():
-        raise ValueError(f"structure: {path}: no such file; give 'cage' or a PDB, mmCIF or MRC file")
-    if path.suffix.lower() in MAP_SUFFIXES:
-        return potential_of_map(path, spec.pixel_size_angstrom)
-    return potential_of_atoms(read_atoms(path), spec.pixel_size_angstrom)
+    try:
+        with inputs.open(path):
+            pass
+        if path.suffix.lower() in MAP_SUFFIXES:
+            return potential_of_map(path, spec.pixel_size_angstrom, inputs)
+        return potential_of_atoms(read_atoms(path, inputs), spec.pixel_size_angstrom)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        told = f"structure: {path}: no such file; give 'cage' or a PDB, mmCIF or MRC file"
+        raise ValueError(told) from None
+    except OSError as error:
+        raise ValueError(f"structure: {path}: cannot be read ({error.strerror or error})") from error
+    except NotAllowed as error:
+        raise ValueError(f"source.specimen.structure: {error}") from error
 
 
 def _uniform_angles(draws: np.ndarray) -> np.ndarray:

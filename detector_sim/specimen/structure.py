@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import gemmi
 import numpy as np
 
+from common.roots import ANYWHERE, Roots
 from detector_sim.specimen.cage import cage
 from detector_sim.specimen.scattering import MEAN_RESIDUE_MASS, Scatterer, element, mean_residue
 
+MAX_BYTES = 1_000_000_000  # unpacked; the largest of the Protein Data Bank have half of it
+FORMATS = {
+    ".pdb": gemmi.CoorFormat.Pdb,
+    ".ent": gemmi.CoorFormat.Pdb,
+    ".cif": gemmi.CoorFormat.Mmcif,
+    ".mmcif": gemmi.CoorFormat.Mmcif,
+}
 _WATER_MASS = 18.015  # lost when a residue joins a chain
 
 
@@ -48,7 +58,7 @@ def cage_atoms() -> Atoms:
     return Atoms(positions, np.ones(count), np.zeros(count, np.int64), (mean_residue(),))
 
 
-def read_atoms(path: Path) -> Atoms:
+def read_atoms(path: Path, inputs: Roots = ANYWHERE) -> Atoms:
     """The first model of a PDB or mmCIF file (also .gz), without its waters, as it stands in the file.
 
     A residue given by its C-alpha alone becomes a bead of the residue's mass. Where hydrogens are missing,
@@ -60,8 +70,11 @@ def read_atoms(path: Path) -> Atoms:
     ValueError
         If the file cannot be read or holds no atoms, in one line.
     """
+    content = _content(path, inputs)
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    form = FORMATS.get(suffixes[-1] if suffixes else "", gemmi.CoorFormat.Detect)
     try:
-        structure = gemmi.read_structure(str(path))
+        structure = gemmi.read_structure_string(content, format=form)
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"{path}: not a PDB or mmCIF file ({' '.join(str(error).split())})") from error
     gathered = _Gathering()
@@ -73,6 +86,19 @@ def read_atoms(path: Path) -> Atoms:
     if not gathered.positions:
         raise ValueError(f"{path}: no atoms in it; give a PDB or mmCIF file with coordinates")
     return gathered.atoms()
+
+
+def _content(path: Path, inputs: Roots) -> bytes:
+    """What is in a file, unpacked."""
+    try:
+        with inputs.open(path) as file:
+            unpacked = gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file
+            content = unpacked.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path}: more than {MAX_BYTES} bytes; structures up to that can be read")
+    return content
 
 
 class _Gathering:

@@ -68,7 +68,7 @@ class Setup:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.monkeypatch = folder, monkeypatch
         self.source = ScriptedSource()
-        monkeypatch.setattr(detector_sim.series, "open_source", lambda spec: self.source)
+        monkeypatch.setattr(detector_sim.series, "open_source", lambda spec, inputs: self.source)
         self.settings = Settings.load(
             control_endpoint="inproc://nobody",
             data_bind="tcp://127.0.0.1:0",
