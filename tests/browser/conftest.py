@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,10 @@ from tests.conftest import program
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
+
+AXE = "axe-core@4.10.3"
+TELL_VIOLATIONS = """addEventListener("securitypolicyviolation", (event) =>
+  console.error(`policy violated: ${event.violatedDirective} ${event.blockedURI} ${event.sample}`));"""
 
 expect.set_options(timeout=30_000)
 
@@ -59,16 +65,26 @@ class Watched:
         self.elsewhere: list[str] = []
         self.expected: list[str] = []  # patterns of complaints that belong to what is tested
 
-    def open(self, **options: Any) -> Page:
-        """A new page in a context of its own, connected to the stream."""
+    def context(self, **options: Any) -> BrowserContext:
+        """A browser of its own: no cookie, nothing stored."""
         options = {"viewport": {"width": 1440, "height": 900}, **options}
         context = self._browser.new_context(**options)
+        context.add_init_script(TELL_VIOLATIONS)
         self._contexts.append(context)
-        page = context.new_page()
+        return context
+
+    def at(self, path: str = "/", context: BrowserContext | None = None, **options: Any) -> Page:
+        """A new page at an address, whatever that answers."""
+        page = (context or self.context(**options)).new_page()
         page.on("console", self._said)
         page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
         page.on("request", self._asked)
-        page.goto(self._url)
+        page.goto(self._url + path)
+        return page
+
+    def open(self, context: BrowserContext | None = None, **options: Any) -> Page:
+        """A new page with the console, connected to the stream."""
+        page = self.at(context=context, **options)
         expect(page.locator("#link")).to_have_text("live")
         return page
 
@@ -101,6 +117,17 @@ def page(pages: Watched, session: dict[str, Any]) -> Page:
     page = pages.open()
     expect(page.locator("#state")).to_have_text("running")
     return page
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The source of axe-core, for tests only (MPL-2.0)."""
+    folder = tmp_path_factory.mktemp("axe")
+    npm = program("npm", "npm")
+    subprocess.run([npm, "pack", "--silent", AXE], cwd=folder, check=True, capture_output=True, timeout=120)
+    (packed,) = folder.glob("*.tgz")
+    subprocess.run(["tar", "xzf", packed.name], cwd=folder, check=True)
+    return Path(folder, "package", "axe.min.js").read_text()
 
 
 @pytest.fixture

@@ -28,21 +28,58 @@ def eventually(holds: Callable[[], Any], what: str) -> Any:
 
 
 class Installation:
-    """Control plane, detector and two workers under the supervisor, as a user runs them."""
+    """Control plane, detector and two workers under the supervisor, as a user runs them.
 
-    def __init__(self, folder: Path) -> None:
+    Parameters
+    ----------
+    folder : Path
+        Of its results, its state and its settings.
+    tokens : str
+        Settings of the configuration file, such as ``operator_token``; the client shows the operator's.
+    """
+
+    def __init__(self, folder: Path, **tokens: str) -> None:
         self.folder = folder
         self._printed = folder / "serve.txt"
+        self._configuration = folder / "cryoflux.toml"
+        self._configure(tokens)
         with self._printed.open("w") as printed:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "services.cli", "serve", "--port", "0", "--workers", "2",
                  "--results", str(folder / "results"), "--state", str(folder / "state.sqlite")],
                 stdout=printed, stderr=subprocess.STDOUT, process_group=0,
-                env={**os.environ, "CRYOFLUX_SILENT_AFTER_SECONDS": "2"},
+                env={**os.environ, "CRYOFLUX_SILENT_AFTER_SECONDS": "2",
+                     "CRYOFLUX_CONFIG": str(self._configuration)},
             )  # fmt: skip
         self.url = eventually(self._address, "serve tells its address")
         self.client = httpx.Client(base_url=f"{self.url}/api/v1/", timeout=60)
+        self._show(tokens)
         eventually(self._ready, f"a detector and two workers\n{self._printed.read_text()}")
+
+    def _configure(self, tokens: dict[str, str]) -> None:
+        lines = (f'{name} = "{value}"\n' for name, value in tokens.items())
+        self._configuration.write_text("".join(lines))
+
+    def _show(self, tokens: dict[str, str]) -> None:
+        token = tokens.get("operator_token")
+        self.client.headers.pop("authorization", None)
+        if token is not None:
+            self.client.headers["authorization"] = f"Bearer {token}"
+
+    def change(self, **tokens: str) -> None:
+        """Other tokens: the control plane is killed, and its successor reads the new ones."""
+        self._configure(tokens)
+        self._show(tokens)
+        before = self.child("control").pid
+        self.child("control").kill()
+
+        def another() -> bool:
+            try:
+                return self.child("control").pid != before and self._ready()
+            except LookupError:
+                return False
+
+        eventually(another, "another control plane takes over")
 
     def _address(self) -> str | None:
         assert self.process.poll() is None, self._printed.read_text()
@@ -51,7 +88,7 @@ class Installation:
 
     def _ready(self) -> bool:
         try:
-            answer = httpx.get(f"{self.url}/readyz", timeout=10)
+            answer = self.client.get(f"{self.url}/readyz", timeout=10)
         except httpx.TransportError:
             return False
         return answer.status_code == 200 and answer.json()["workers"] == 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,47 +9,9 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Watched
 from tests.browser.installation import Installation, eventually
-from tests.conftest import program
+from tests.browser.looking import PHONE, WIDEST, violations
 
 pytestmark = pytest.mark.timeout(300)
-
-AXE = "axe-core@4.10.3"
-PHONE: dict[str, Any] = {
-    "viewport": {"width": 360, "height": 740},
-    "device_scale_factor": 2,
-    "has_touch": True,
-}
-WIDEST = """() => {
-  const wide = [...document.querySelectorAll("body *")].filter((element) => {
-    const box = element.getBoundingClientRect();
-    const mayScroll = element.closest(".scroll, .log, .out-of-sight, canvas");
-    return box.right > innerWidth + 0.5 && box.width > 0 && !mayScroll;
-  });
-  const names = wide.slice(0, 5).map((e) => `${e.tagName}.${e.className}#${e.id}`);
-  return [document.documentElement.scrollWidth, names];
-}"""
-
-
-@pytest.fixture(scope="session")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The source of axe-core, for tests only (MPL-2.0)."""
-    folder = tmp_path_factory.mktemp("axe")
-    npm = program("npm", "npm")
-    subprocess.run([npm, "pack", "--silent", AXE], cwd=folder, check=True, capture_output=True, timeout=120)
-    (packed,) = folder.glob("*.tgz")
-    subprocess.run(["tar", "xzf", packed.name], cwd=folder, check=True)
-    return Path(folder, "package", "axe.min.js").read_text()
-
-
-def violations(page: Page, axe: str) -> list[str]:
-    page.evaluate(axe)
-    return page.evaluate(
-        """async () => {
-        const rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"];
-        const { violations } = await axe.run(document, { runOnly: rules });
-        return violations.flatMap((rule) =>
-          rule.nodes.map((node) => `${rule.id}: ${node.target} ${node.failureSummary}`)); }"""
-    )
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -12,24 +12,15 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Watched
-from tests.browser.installation import Installation, eventually
+from tests.browser.installation import Installation
+from tests.browser.looking import REFUSED, UNREACHABLE, no_gap_no_duplicate, until
 from tests.conftest import program
 
 pytestmark = pytest.mark.timeout(300)
 
-REFUSED = r"status of 4\d\d"  # what the browser says of a call that the control plane refuses, rightly
-UNREACHABLE = (
-    r"ERR_(CONNECTION_REFUSED|CONNECTION_RESET|SOCKET_NOT_CONNECTED|INCOMPLETE_CHUNKED_ENCODING|EMPTY_RESPONSE)"
-)
-
 
 def term(page: Page, name: str) -> Any:
     return page.locator(f'[data-term="{name}"] b')
-
-
-def until(page: Page, function: str, argument: Any = None) -> None:
-    """Wait for a condition in the page; asked from outside, for the page itself may not evaluate text."""
-    eventually(lambda: page.evaluate(function, argument), function)
 
 
 def has_frames(page: Page, number: Callable[[str], float], at_least: int) -> None:
@@ -303,29 +294,6 @@ def test_killed_worker_is_shown_as_gone_and_its_successor_comes(
     has_frames(page, number, int(number(term(page, "acquired").inner_text())))
     expect(term(page, "lost")).to_have_text("0")
     expect(page.locator("#account-check")).to_have_text("adds up")
-
-
-HEARD = """() => {
-  const { points, numbers, series, events } = cryoflux.model;
-  return { last: points.last, missing: points.missing + numbers.missing,
-           at: Array.from(series.columns.at.subarray(0, series.length)),
-           events: events.map((event) => event.number) };
-}"""
-
-
-def no_gap_no_duplicate(page: Page, installation: Installation) -> dict[str, Any]:
-    """What the page has is what the control plane has, one by one, up to the newest that the page has."""
-    seen = page.evaluate(HEARD)
-    kept = installation.client.get("sessions/current/metrics/history").json()
-    last = seen["last"]
-    assert seen["missing"] == 0
-    assert len(seen["at"]) == last  # from the first on, each once
-    known = [point for point in kept if point["number"] <= last]
-    assert [point["number"] for point in known] == list(range(1, last + 1))
-    told = page.evaluate("moments => moments.map(at => Date.parse(at) / 1000)", [p["at"] for p in known])
-    assert seen["at"] == told
-    assert seen["events"] == list(range(1, len(seen["events"]) + 1))
-    return seen
 
 
 def test_page_reconnects_when_the_control_plane_is_restarted(

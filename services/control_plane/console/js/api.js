@@ -7,6 +7,19 @@ export const api = (path) => new URL(`api/v1/${path}`, root).href;
 const QUICK_MILLISECONDS = 20_000; // looking
 const SLOW_MILLISECONDS = 180_000; // steering: a detector may take its time to open a source
 
+let refused = () => {};
+let tokenNeeded = false;
+
+/** Have `told` called with the status of every answer that is 401 (not signed in) or 403 (may not do this). */
+export function whenRefused(told) {
+  refused = told;
+}
+
+/** Whether a command line has to show a token. */
+export function needToken(needed) {
+  tokenNeeded = needed;
+}
+
 /** A call that was refused: one clear line, and the fields that are wrong (RFC 9457). */
 export class Problem extends Error {
   constructor(status, document) {
@@ -41,6 +54,7 @@ export async function request(url, options) {
     const why = error.name === "TimeoutError" ? "it did not answer in time" : "it cannot be reached";
     throw new Problem(0, { detail: `The control plane: ${why}. Try again when the connection is back.` });
   }
+  if (answer.status === 401 || answer.status === 403) refused(answer.status);
   if (!answer.ok) throw new Problem(answer.status, await answer.json().catch(() => null));
   return answer;
 }
@@ -49,6 +63,7 @@ export async function request(url, options) {
 export function curl({ method, path, body, file }) {
   const url = api(path);
   const words = ["curl", ...(method === "GET" ? [] : ["-X", method]), url.includes("?") ? quoted(url) : url];
+  if (tokenNeeded) words.push("-H", '"Authorization: Bearer $CRYOFLUX_TOKEN"');
   if (body !== undefined) {
     words.push("-H", "'content-type: application/json'", "-d", quoted(JSON.stringify(body)));
   }

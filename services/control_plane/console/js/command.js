@@ -3,6 +3,15 @@
 import { call, curl, Problem } from "./api.js";
 import { element, mark, say } from "./dom.js";
 
+const lines = new Set();
+
+/** Have every line say its call anew: what all of them need has changed. */
+export function sayLinesAgain() {
+  for (const line of lines) {
+    if (line.request !== undefined) line.show(line.request);
+  }
+}
+
 /** The call as a line that can be copied. */
 export class Line {
   constructor(what) {
@@ -15,6 +24,7 @@ export class Line {
       this.timer = setTimeout(() => say(button, "copy"), 1500);
     });
     this.place = element("div", { class: "call" }, this.code, button);
+    lines.add(this);
   }
 
   show(request) {

@@ -28,8 +28,8 @@ export class SessionControl {
     this.about.append(element("div", {}, element("dt", {}, "Source"), this.from),
       element("div", {}, element("dt", {}, "Frames"), this.frame),
       element("div", {}, element("dt", {}, "Results"), this.results));
-    this.steering = element("div", { class: "steering" },
-      element("div", { class: "buttons" }, this.pause, this.stop), this.lines.pause.place, this.lines.stop.place);
+    this.locked = element("fieldset", { class: "bare buttons", "aria-label": "Pause and stop" }, this.pause, this.stop);
+    this.steering = element("div", { class: "steering" }, this.locked, this.lines.pause.place, this.lines.stop.place);
     by("control-session").append(this.about, this.steering, this.outcome.place);
     this.#confirmation();
   }
@@ -64,6 +64,7 @@ export class SessionControl {
     mark(this.pause, "disabled", !["running", "paused"].includes(session.state));
     mark(this.stop, "disabled", !["running", "paused"].includes(session.state));
     this.steering.hidden = !active;
+    mark(this.locked, "disabled", !this.model.mayChange);
     if (!active && this.dialog.open) this.dialog.close();
     say(this.from, sourceText(session.specification.source));
     say(this.frame, session.shape === null ? "not opened yet"
@@ -100,7 +101,8 @@ export class AcquisitionControl {
     this.factorLine = new Line("change the compression factor");
     const apply = element("button", { class: "button primary", type: "submit" }, "Apply");
     const factorForm = element("form", { novalidate: true, id: "factor-form" },
-      element("div", { class: "with-button" }, this.factor.place, apply), this.chips, this.factorLine.place);
+      locked("Compression factor", element("div", { class: "with-button" }, this.factor.place, apply), this.chips),
+      this.factorLine.place);
     factorForm.addEventListener("submit", (event) => this.#apply(event, apply, this.factorLine, [this.factor]));
 
     this.kind = segments("Mask", "new-mask-kind", MASK_KINDS, (kind) => {
@@ -117,9 +119,9 @@ export class AcquisitionControl {
     this.derived = element("p", { class: "derived" });
     this.maskLine = new Line("change the mask");
     const applyMask = element("button", { class: "button primary", type: "submit" }, "Apply mask");
-    const maskForm = element("form", { novalidate: true, id: "mask-form" }, this.kind.place,
-      ...[...this.groups.values()].map((group) => group.made), this.derived,
-      element("div", { class: "buttons" }, applyMask), this.maskLine.place);
+    const maskForm = element("form", { novalidate: true, id: "mask-form" },
+      locked("Another mask", this.kind.place, ...[...this.groups.values()].map((group) => group.made), this.derived,
+        element("div", { class: "buttons" }, applyMask)), this.maskLine.place);
     maskForm.addEventListener("submit", (event) =>
       this.#apply(event, applyMask, this.maskLine, this.groups.get(this.body.mask.kind).fields));
 
@@ -164,6 +166,7 @@ export class AcquisitionControl {
   show() {
     const setting = this.model.acquisition;
     this.steering.hidden = !this.model.steerable;
+    lock(this.steering, !this.model.mayChange);
     if (setting === null) {
       say(this.now, "not acquiring yet");
       return;
@@ -186,6 +189,15 @@ export class AcquisitionControl {
     this.body.mask = Object.fromEntries(Object.entries(setting.mask).filter(([, value]) => value !== null));
     this.#mask();
   }
+}
+
+/** Fields that are locked together; what call they make can be read and copied all the same. */
+function locked(name, ...children) {
+  return element("fieldset", { class: "bare lockable", "aria-label": name }, ...children);
+}
+
+function lock(steering, is) {
+  for (const fields of steering.querySelectorAll(".lockable")) mark(fields, "disabled", is);
 }
 
 /** Factors that the kind of mask can do, to choose from. */
@@ -216,9 +228,9 @@ export class RecoveryControl {
     this.line = new Line("change the recovery");
     const apply = element("button", { class: "button primary", type: "submit" }, "Apply");
     this.form = element("form", { novalidate: true, id: "recovery-form" },
-      element("div", { class: "with-button" }, this.method.place, apply),
-      element("details", {}, element("summary", {}, "Parameters"),
-        ...[...this.groups.values()].map((group) => group.made), element("div", { class: "fields" }, this.free.place)),
+      locked("Recovery", element("div", { class: "with-button" }, this.method.place, apply),
+        element("details", {}, element("summary", {}, "Parameters"),
+          ...[...this.groups.values()].map((group) => group.made), element("div", { class: "fields" }, this.free.place))),
       this.line.place);
     this.form.addEventListener("submit", (event) => this.#apply(event, apply));
     this.steering = element("div", { class: "steering" }, this.form);
@@ -279,6 +291,7 @@ export class RecoveryControl {
   show() {
     const setting = this.model.recovery;
     this.steering.hidden = !this.model.steerable;
+    lock(this.steering, !this.model.mayChange);
     if (setting === null || setting.recovery_id === this.setting?.recovery_id) return;
     this.setting = setting;
     const given = Object.entries(setting.parameters).map(([name, value]) => `${name} ${value}`).join(", ");

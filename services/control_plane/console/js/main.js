@@ -1,8 +1,10 @@
 // The console: hears the stream, keeps the model, and has the parts drawn that changed.
 
-import { root } from "./api.js";
+import { Access } from "./access.js";
+import { needToken, Problem, root } from "./api.js";
 import { draw } from "./beat.js";
 import { charts } from "./charts.js";
+import { sayLinesAgain } from "./command.js";
 import { AcquisitionControl, RecoveryControl, SessionControl } from "./controls.js";
 import { by, mark, say } from "./dom.js";
 import { Figures, showStanding } from "./figures.js";
@@ -34,6 +36,7 @@ const DRAWN = {
   event: ["log", "charts", "notices"],
   metrics: ["standing", "figures", "configurations", "workers", "pictures"],
   health: ["notices", "standing"],
+  access: ["access", "controls", "notices", "standing"],
 };
 
 const DRAW = {
@@ -43,7 +46,9 @@ const DRAW = {
     by("welcome").hidden = model.session !== null || model.connected === null;
     say(by("welcome-parts"), model.health === null ? "" : partsText(model.health));
     by("start-open").hidden = model.active || model.session === null;
+    for (const id of ["start-open", "welcome-start"]) mark(by(id), "disabled", !model.mayChange);
   },
+  access: showAccess,
   controls: () => {
     parts.session.show();
     parts.acquisition.show();
@@ -61,6 +66,22 @@ const DRAW = {
 function partsText({ detector, workers }) {
   const there = detector ? "The detector is there" : "No detector is there";
   return `${there}, ${workers === 0 ? "no worker" : workers === 1 ? "one worker" : `${workers} workers`}.`;
+}
+
+function showAccess() {
+  const { needed, role, over } = access;
+  const viewer = needed && role === "viewer";
+  by("who").hidden = by("sign-out").hidden = !needed;
+  say(by("who"), role ?? "");
+  mark(by("who"), "title", needed ? `signed in with the ${role}’s token` : null);
+  for (const id of ["looking", "welcome-looking"]) by(id).hidden = !viewer;
+  for (const id of ["start-open", "welcome-start"]) {
+    mark(by(id), "title", viewer ? "a viewer cannot start a session" : null);
+    mark(by(id), "aria-describedby", viewer ? "who" : null);
+  }
+  if (over && access.stuck) mark(by("link"), "data-link", "lost");
+  needToken(needed);
+  sayLinesAgain();
 }
 
 function redraw(names) {
@@ -92,13 +113,27 @@ function standing(connected) {
   mark(by("link"), "data-link", connected ? "live" : "lost");
   say(by("link").lastElementChild, connected ? "live" : "reconnecting");
   redraw(["notices", "standing"]);
+  if (connected) access.ask(); // another control plane may ask for another token, or for none
 }
 
-const stream = new Stream(hear, standing);
+const access = new Access(() => redraw(DRAWN.access), () => {
+  stream.close();
+  form.keep();
+});
+model.access = access;
+const stream = new Stream(hear, standing, () => access.ask());
+access.begin().then(() => form.resume(access.mayChange));
 
 // ---- the page's own controls
 
 for (const id of ["start-open", "welcome-start"]) by(id).addEventListener("click", () => form.open());
+
+for (const id of ["sign-out", "sign-in-other", "welcome-sign-in-other"]) {
+  by(id).addEventListener("click", () => access.signOut().catch((error) => {
+    if (!(error instanceof Problem)) throw error;
+    say(by("announce"), error.message);
+  }));
+}
 
 function showTheme() {
   mark(by("theme"), "aria-pressed", String(document.documentElement.dataset.theme === "dark"));

@@ -14,6 +14,7 @@ export class Model {
     this.numbers = new Sequence(); // of events
     this.health = null;
     this.connected = null; // not known yet
+    this.access = null; // who looks
     this.#clear();
   }
 
@@ -65,6 +66,11 @@ export class Model {
   /** Whether its mask and recovery can be changed. */
   get steerable() {
     return this.session !== null && ["running", "paused"].includes(this.session.state);
+  }
+
+  /** Whether who looks may change anything. */
+  get mayChange() {
+    return this.access?.mayChange ?? false;
   }
 
   get acquisition() {

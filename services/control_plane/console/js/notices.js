@@ -3,16 +3,33 @@
 import { by, element, mark, say } from "./dom.js";
 import { plural } from "./format.js";
 
+const LAST_HEARD = "What is shown is the last that was heard";
+
+/** What is true of a session that is not heard any more. */
+const UNHEARD = {
+  created: `${LAST_HEARD}; the session was being opened then.`,
+  running: `${LAST_HEARD}; frames keep flowing.`,
+  paused: `${LAST_HEARD}; the session was paused then.`,
+  stopping: `${LAST_HEARD}; the session was being stopped then, and what was acquired is still recovered.`,
+  completed: "The session is completed; no frame depends on the connection.",
+  failed: "The session had failed before.",
+};
+
 export class Notices {
   constructor() {
     this.shown = new Map();
   }
 
   show(model) {
-    const { connected, health, session, points, numbers } = model;
+    const { access, connected, health, session, points, numbers } = model;
     const said = [];
-    if (connected === false) {
-      said.push(["connection", "bad", "Connection lost; reconnecting. What is shown is the last that was heard; frames keep flowing."]);
+    if (access?.stuck) {
+      said.push(["signed-out", "bad", "You are signed out, and the sign-in page does not come. Reload the page to try again."]);
+    } else if (connected === false) {
+      said.push(["connection", "bad", `Connection lost; reconnecting. ${UNHEARD[session?.state] ?? "No session was known."}`]);
+    }
+    if (access?.wrongToken) {
+      said.push(["token", "warn", `The token in the address ${access.wrongToken}; you go on as ${access.role ?? "before"}.`]);
     }
     if (health !== null && health.status !== "ready") {
       const tone = health.status === "degraded" ? "warn" : "bad";

@@ -1,6 +1,7 @@
 // The form that starts a session. It edits one document, the specification that POST /sessions takes; the
 // form and the JSON beside it are two views of it.
 
+import { tab } from "./access.js";
 import { api } from "./api.js";
 import { carryOut, Line, Outcome } from "./command.js";
 import { by, element } from "./dom.js";
@@ -57,6 +58,8 @@ const MORE_FIELDS = [
   text("archive", "Archive of the measurements", "none", { wide: true, hint: "a new HDF5 file, as the control plane sees it" }),
 ];
 
+const KEPT = "cryoflux-form"; // what was in the form when signing in came between
+
 const initial = () => ({
   source: { kind: "specimen" },
   mask: { kind: "coded-aperture", kernel_size: 4, mask_count: 8 },
@@ -96,6 +99,20 @@ export class StartForm {
     this.outcome.show("");
     this.dialog.showModal();
     this.form.querySelector("input:checked")?.focus();
+  }
+
+  /** Before the page is left in order to sign in. */
+  keep() {
+    if (this.dialog.open) tab.put(KEPT, JSON.stringify(this.spec));
+  }
+
+  /** After it: the form is as it was left. */
+  resume(mayStart) {
+    const kept = tab.take(KEPT);
+    if (kept === null || !mayStart) return;
+    this.spec = JSON.parse(kept);
+    this.#fill();
+    this.open();
   }
 
   #sections() {

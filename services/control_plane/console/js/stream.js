@@ -13,10 +13,13 @@ export class Stream {
   /**
    * @param {(kind: string, data: object) => void} hear  called for every message
    * @param {(connected: boolean) => void} standing  called when the connection comes or goes
+   * @param {() => Promise<boolean>} mayGoOn  asked when it was refused, for the browser does not tell why
    */
-  constructor(hear, standing) {
+  constructor(hear, standing, mayGoOn) {
     this.hear = hear;
     this.standing = standing;
+    this.mayGoOn = mayGoOn;
+    this.over = false;
     this.cursor = "";
     this.pause = FIRST_PAUSE_MILLISECONDS;
     this.heardAt = performance.now();
@@ -25,6 +28,13 @@ export class Stream {
     setInterval(() => this.#watch(), 5_000);
     addEventListener("online", () => this.#again());
     document.addEventListener("visibilitychange", () => document.hidden || this.#watch());
+  }
+
+  /** For good. */
+  close() {
+    this.over = true;
+    clearTimeout(this.timer);
+    this.source.close();
   }
 
   #open() {
@@ -48,13 +58,18 @@ export class Stream {
     }
   }
 
-  #later() {
+  async #later() {
+    if (!(await this.mayGoOn())) {
+      this.close();
+      return;
+    }
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.#again(), this.pause);
     this.pause = Math.min(2 * this.pause, LONGEST_PAUSE_MILLISECONDS);
   }
 
   #again() {
+    if (this.over) return;
     this.source.close();
     this.#open();
   }
@@ -62,7 +77,7 @@ export class Stream {
   /** A connection can die without a word, say while the laptop slept. */
   #watch() {
     const silent = performance.now() - this.heardAt > SILENCE_MILLISECONDS;
-    if (this.expectsMore && silent && this.source.readyState === EventSource.OPEN) {
+    if (!this.over && this.expectsMore && silent && this.source.readyState === EventSource.OPEN) {
       this.heardAt = performance.now();
       this.standing(false);
       this.#again();
