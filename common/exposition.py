@@ -1,4 +1,4 @@
-"""Serves a process's metrics to Prometheus, on threads of its own."""
+"""Serves a process's metrics to Prometheus on threads of its own; if there are tokens, to who shows one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from socketserver import TCPServer, ThreadingMixIn
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
@@ -16,10 +17,16 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from common.metrics import build_info
+from common.protection import NotProtected, is_loopback
+from common.tokens import FAILED_SECONDS, HINT, Tokens, bearer
+
+if TYPE_CHECKING:
+    from common.settings import Settings
 
 log = logging.getLogger(__name__)
 
 PATH = "/metrics"
+HEALTH = "/healthz"
 PATIENCE_SECONDS = 10.0
 CLOSING_SECONDS = 0.2
 EVERYWHERE = ("0.0.0.0", "::", "")
@@ -73,15 +80,28 @@ class Exposition:
     ----------
     host, port
         Where; port 0: any free one.
+    tokens : Tokens, optional
+        One of them is asked for, if there are any.
+    unprotected : bool
+        Serve beyond loopback without a token too.
 
     Raises
     ------
     OSError
-        In one line that says what to do, if that cannot be had.
+        In one line that says what to do, if that cannot be had; ``NotProtected`` if it must not.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(
+        self, host: str, port: int, tokens: Tokens | None = None, *, unprotected: bool = False
+    ) -> None:
+        self._tokens = tokens or Tokens()
         where = f"cannot serve {PATH} on {host}:{port}"
+        if not (self._tokens or unprotected or is_loopback(host)):
+            raise NotProtected(
+                None,
+                f"{where}: other machines can reach it: set CRYOFLUX_OPERATOR_TOKEN ({HINT}), or name "
+                "'metrics' in CRYOFLUX_UNPROTECTED",
+            )
         try:
             family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             listen_at = (str(address[0]), port)
@@ -98,6 +118,16 @@ class Exposition:
             target=self._server.serve_forever, args=(CLOSING_SECONDS,), name="metrics", daemon=True
         )
 
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Where and how the settings say; raises as the class does."""
+        try:
+            tokens = Tokens.of(settings)
+        except ValueError as error:
+            raise NotProtected(None, str(error)) from error
+        unprotected = "metrics" in settings.unprotected
+        return cls(settings.metrics_host, settings.metrics_port, tokens, unprotected=unprotected)
+
     @property
     def port(self) -> int:
         """The port really bound."""
@@ -110,17 +140,44 @@ class Exposition:
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     def serve(self, registry: CollectorRegistry) -> None:
-        """Answer scrapes with this registry's metrics."""
+        """Answer scrapes with this registry's metrics.
+
+        Whoever shows no token learns only that the process is well: ``/healthz`` answers when the metrics
+        could be had.
+        """
         metrics = make_wsgi_app(registry)
 
-        def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-            if environ["PATH_INFO"] != PATH:
-                start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-                return [f"there is only {PATH}\n".encode()]
+        def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            def say(status: str, line: str, *headers: tuple[str, str]) -> list[bytes]:
+                start_response(status, [("Content-Type", "text/plain; charset=utf-8"), *headers])
+                return [f"{line}\n".encode()]
+
+            path = environ["PATH_INFO"]
+            if path == HEALTH and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+                metrics({**environ, "REQUEST_METHOD": "GET", "PATH_INFO": PATH}, lambda *_: None)
+                return say("200 OK", "alive")
+            if not self._lets_in(environ):
+                asking = ("WWW-Authenticate", 'Bearer realm="cryoflux"')
+                return say("401 Unauthorized", "a token is needed: Authorization: Bearer TOKEN", asking)
+            if path != PATH:
+                return say("404 Not Found", f"there is only {PATH}")
             return metrics(environ, start_response)
 
         self._server.set_app(answer)
         self._thread.start()
+
+    def _lets_in(self, environ: dict[str, Any]) -> bool:
+        if not self._tokens:
+            return True
+        shown = environ.get("HTTP_AUTHORIZATION")  # of several headers, all of them: no token has a comma
+        token = bearer([] if shown is None else [shown.encode("latin-1", "replace")])
+        if token is None:
+            return False
+        if self._tokens.role_of(token) is not None:
+            return True
+        log.debug("a wrong token was shown for %s by %s", PATH, environ.get("REMOTE_ADDR"))
+        time.sleep(FAILED_SECONDS)
+        return False
 
     def close(self) -> None:
         """Stop answering."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -22,7 +24,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from common import metrics
 from common.exposition import Exposition, registry_of
 from common.gpu import Gpu
+from common.protection import NotProtected
 from common.session import RecoverySpec
+from common.tokens import Tokens
 from common.wire.messages import Ack, ArrayHeader, ConfigurationNotice, Frames, Hello, Start
 from detector_sim.detector import Detector
 from detector_sim.latency import LatencyHistogram
@@ -426,17 +430,15 @@ def test_a_busy_port_is_told_with_what_to_do() -> None:
 
 def test_a_host_that_is_none_is_told_with_what_to_do() -> None:
     with pytest.raises(OSError, match="CRYOFLUX_METRICS_HOST"):
-        Exposition("no.such.host.invalid", 0)
+        Exposition("no.such.host.invalid", 0, unprotected=True)
 
 
 @pytest.mark.parametrize(
     ("host", "told"), [("0.0.0.0", "{me}"), ("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")]
 )
 def test_others_are_told_an_address_that_reaches_it(host: str, told: str) -> None:
-    import socket
-
     try:
-        exposition = Exposition(host, 0)
+        exposition = Exposition(host, 0, unprotected=True)
     except OSError:
         pytest.skip(f"this machine has no {host}")
     try:
@@ -445,9 +447,71 @@ def test_others_are_told_an_address_that_reaches_it(host: str, told: str) -> Non
         exposition.close()
 
 
-def test_a_client_that_says_nothing_does_not_hold_up_the_others() -> None:
-    import socket
+OPERATOR, VIEWER = "the-operators-own-token", "the-viewers-own-token"
 
+
+@pytest.fixture
+def guarded() -> Iterator[Exposition]:
+    exposition = Exposition("0.0.0.0", 0, Tokens(OPERATOR, VIEWER))
+    exposition.serve(registry_of(lambda: [metrics.IN_FLIGHT.family(7)]))
+    yield exposition
+    exposition.close()
+
+
+def answer_of(exposition: Exposition, raw: bytes) -> bytes:
+    """What comes back for a request that no client library would send."""
+    with socket.create_connection(("127.0.0.1", exposition.port), timeout=20) as connection:
+        connection.sendall(raw)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.mark.parametrize("token", [OPERATOR, VIEWER])
+def test_metrics_are_for_whoever_shows_a_token(guarded: Exposition, token: str) -> None:
+    headers = {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"http://127.0.0.1:{guarded.port}/metrics", headers=headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert "cryoflux_frames_in_flight 7.0" in answer.read().decode()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS", "DELETE"])
+@pytest.mark.parametrize(
+    "path",
+    ["/metrics", "/", "/favicon.ico", "//metrics", "/metrics/", "/healthz/", "/healthz/../metrics",
+     "/healthz%2f..%2fmetrics", "http://127.0.0.1/healthz", "*"],
+)  # fmt: skip
+def test_without_a_token_there_is_nothing(guarded: Exposition, method: str, path: str) -> None:
+    answer = answer_of(guarded, f"{method} {path} HTTP/1.0\r\n\r\n".encode())
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 401 "), head
+    assert b'WWW-Authenticate: Bearer realm="cryoflux"' in head
+    assert b"cryoflux_" not in body
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Authorization:", "Authorization: Bearer", "Authorization: Bearer ", f"Authorization: {OPERATOR}",
+     f"Authorization: Basic {OPERATOR}", f"Authorization: Bearer {OPERATOR[:-1]}",
+     f"Authorization: Bearer {OPERATOR}x", f"Authorization: Bearer {OPERATOR} x",
+     f"Authorization: Bearer x\r\nAuthorization: Bearer {OPERATOR}", f"Cookie: cryoflux_access={OPERATOR}",
+     "Authorization: Bearer \xff\xfe\u0100", "Authorization: Bearer " + "x" * 20_000],
+)  # fmt: skip
+def test_a_wrong_token_is_as_good_as_none(guarded: Exposition, header: str) -> None:
+    answer = answer_of(guarded, f"GET /metrics HTTP/1.0\r\n{header}\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.0 401 ")
+    assert b"cryoflux_frames" not in answer
+
+
+def test_whoever_asks_may_learn_that_the_process_is_well(guarded: Exposition) -> None:
+    assert get(f"http://127.0.0.1:{guarded.port}/healthz") == "alive\n"
+
+
+def test_metrics_are_not_served_beyond_loopback_without_a_token() -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.1", "some.host"):
+        with pytest.raises(NotProtected, match=r"CRYOFLUX_OPERATOR_TOKEN.*'metrics' in CRYOFLUX_UNPROTECTED"):
+            Exposition(host, 0)
+
+
+def test_a_client_that_says_nothing_does_not_hold_up_the_others() -> None:
     exposition = Exposition("127.0.0.1", 0)
     exposition.serve(CollectorRegistry())
     try:
