@@ -379,7 +379,7 @@ def run_detector(settings: Settings, replay: ArchiveSource | None = None) -> int
     tracing = start_tracing(settings.otlp_endpoint, component=NAME, name=NAME)
     traces = BlockTraces(tracing) if tracing is not None else None
     try:
-        exposition = Exposition(settings.metrics_host, settings.metrics_port)
+        exposition = Exposition.of(settings)
         detector = Detector(
             settings, context, metrics_address=exposition.address, traces=traces, replay=replay
         )

@@ -498,7 +498,7 @@ def run_worker(settings: Settings, name: str) -> int:
     keep_freed_memory()
     context: zmq.Context[Any] = zmq.Context()
     try:
-        exposition = Exposition(settings.metrics_host, settings.metrics_port)
+        exposition = Exposition.of(settings)
         tracing = start_tracing(settings.otlp_endpoint, component="reconstructor", name=name)
         worker = Worker(settings, name, context, metrics_address=exposition.address, tracing=tracing)
     except (OSError, RuntimeError) as error:  # an endpoint or a device that does not exist
