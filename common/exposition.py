@@ -73,6 +73,10 @@ class _Handler(WSGIRequestHandler):
         """Scrapes are not worth a line each."""
 
 
+def _nothing(status: str, headers: object, *error: object) -> None:
+    """For an answer that is thrown away."""
+
+
 class Exposition:
     """``/metrics`` of a process: listens from the beginning, answers once it is served.
 
@@ -154,7 +158,7 @@ class Exposition:
 
             path = environ["PATH_INFO"]
             if path == HEALTH and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-                metrics({**environ, "REQUEST_METHOD": "GET", "PATH_INFO": PATH}, lambda *_: None)
+                metrics({**environ, "REQUEST_METHOD": "GET", "PATH_INFO": PATH}, _nothing)
                 return say("200 OK", "alive")
             if not self._lets_in(environ):
                 asking = ("WWW-Authenticate", 'Bearer realm="cryoflux"')
