@@ -70,6 +70,7 @@ EVENT_KINDS = (
     "finished",
     "completed",
     "failed",
+    "not_let_in",
 )
 OTHER = "other"
 """What a label says where its value is none of those known beforehand."""

@@ -20,12 +20,14 @@ from common.ending import ending_signals
 from common.exposition import Exposition, registry_of
 from common.logs import about, last_word
 from common.operators.spec import MaskSpec
+from common.protection import NotProtected
 from common.session import ArchiveSource, SessionSpec
 from common.settings import Settings
 from common.tracing import start as start_tracing
 from common.wire.control import Conflict, ControlClient, error_line
 from common.wire.link import keep_freed_memory
 from common.wire.messages import Register
+from common.wire.planes import Planes
 from detector_sim.metrics import Figures, families
 from detector_sim.publisher import Publisher
 from detector_sim.replay import RecordedFrames, open_series
@@ -82,7 +84,7 @@ class Detector:
     Raises
     ------
     OSError
-        If the data plane's endpoint cannot be bound, in one line.
+        If the data plane's endpoint cannot be bound, in one line; ``NotProtected`` if it must not be.
     """
 
     def __init__(
@@ -94,6 +96,9 @@ class Detector:
         traces: BlockTraces | None = None,
         replay: ArchiveSource | None = None,
     ) -> None:
+        planes = Planes(settings, "detector")
+        planes.check_data_plane(settings.data_bind)
+        planes.check_control_bus(settings.control_endpoint)
         self._replay = replay
         self._settings = settings
         self._on_event = on_event
@@ -120,6 +125,7 @@ class Detector:
             event=self._event,
             drained=self._drained,
             failed=self.fail,
+            security=planes.data_plane,
         )
         self.endpoint = settings.advertised(self._publisher.endpoint)
         self._details: dict[str, Any] = {"metrics": metrics_address} if metrics_address else {}
@@ -138,6 +144,7 @@ class Detector:
             telemetry=self.telemetry,
             failed=self.fail,
             interval_seconds=settings.heartbeat_seconds,
+            security=planes.control_bus,
         )
 
     def start(self) -> None:
@@ -385,7 +392,7 @@ def run_detector(settings: Settings, replay: ArchiveSource | None = None) -> int
         )
     except OSError as error:
         last_word(f"cryoflux detector: {error.strerror}")
-        return 1
+        return 2 if isinstance(error, NotProtected) else 1
     asked_again = threading.Event()
 
     def ask(number: int, frame: object) -> None:

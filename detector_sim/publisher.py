@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from common.wire.keys import Security
 from common.wire.link import Buffer, Link, LinkLimit, Malformed, PeerGone, Received, not_listened_to
 from common.wire.messages import (
     Ack,
@@ -59,6 +60,8 @@ class Publisher:
         Called on the publisher's thread when a completed series has been delivered and *end* was sent.
     failed : callable
         Told if the publisher's thread fails; nothing moves any more.
+    security : Security, optional
+        Encrypts the data plane, and says which workers are let in.
 
     Raises
     ------
@@ -79,8 +82,9 @@ class Publisher:
         event: Callable[[str, str], None],
         drained: Callable[[], None],
         failed: Callable[[Exception], None],
+        security: Security | None = None,
     ) -> None:
-        self._link = Link.router(context, bind)
+        self._link = Link.router(context, bind, security)
         self._ledger = Ledger(silent_after_seconds=silent_after_seconds, window_bytes=window_bytes)
         self._safekeeping = safekeeping
         self._traces = traces
@@ -142,6 +146,11 @@ class Publisher:
     def malformed(self) -> int:
         """Messages received that could not be read."""
         return self._link.malformed
+
+    @property
+    def turned_away(self) -> int:
+        """How often somebody was not let in."""
+        return self._link.turned_away
 
     def workers(self) -> list[dict[str, Any]]:
         """The workers as seen from here."""
@@ -268,6 +277,8 @@ class Publisher:
             self._bell.clear()
             heard = self._receive()
             now = time.monotonic()
+            while (news := self._link.news()) is not None:
+                self._event("not_let_in", news)
             with self.changed:
                 if self._watch.due(now):
                     for name in self._ledger.tick(now):

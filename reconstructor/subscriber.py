@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from common.wire.keys import Security
 from common.wire.link import Link, Malformed, Received
 from common.wire.messages import (
     Ack,
@@ -56,6 +57,8 @@ class Subscriber:
         thread.
     failed : callable
         Told if the thread fails, or with ``Refused`` if the detector does not want this worker.
+    security : Security, optional
+        Encrypts the data plane, and says whose key the detector has to have.
     """
 
     def __init__(
@@ -67,8 +70,10 @@ class Subscriber:
         heartbeat_seconds: float,
         deliver: Callable[[Received], None],
         failed: Callable[[Exception], None],
+        security: Security | None = None,
     ) -> None:
         self._context, self._name, self._credits = context, name, credits
+        self._security = security
         self._deliver, self._failed = deliver, failed
         self._pulse = Pulse(heartbeat_seconds)
         self._telling = Pulse(1.0)  # between two lines about messages that are not expected
@@ -155,7 +160,8 @@ class Subscriber:
                     if link is not None:
                         link.close()
                     identity = f"{self._name}-{uuid.uuid4().hex[:4]}".encode()
-                    link, connected = Link.dealer(self._context, endpoint, identity), False
+                    link = Link.dealer(self._context, endpoint, identity, security=self._security)
+                    connected = False
                     poller = zmq.Poller()
                     link.register(poller)
                     self._bell.register(poller)

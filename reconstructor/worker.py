@@ -29,6 +29,7 @@ from common.ending import ending_signals
 from common.exposition import Exposition, registry_of
 from common.gpu import gpu_of
 from common.logs import about, last_word
+from common.protection import NotProtected
 from common.session import RecoverySpec
 from common.settings import Settings
 from common.tracing import Attributes, Tracing
@@ -45,6 +46,7 @@ from common.wire.messages import (
     Reject,
     Start,
 )
+from common.wire.planes import Planes
 from reconstructor.batches import Block, Outcome, Recoverer, RecoveryChoice
 from reconstructor.memory import BatchKey
 from reconstructor.metrics import Measured
@@ -152,6 +154,9 @@ class Worker:
         metrics_address: str = "",
         tracing: Tracing | None = None,
     ) -> None:
+        self._planes = Planes(settings, "worker")
+        self._planes.check_control_bus(settings.control_endpoint)
+        self._is_not_protected = False
         self._tracing = tracing
         self._threads_of_torch = settings.worker_threads
         device = settings.device
@@ -180,8 +185,10 @@ class Worker:
             heartbeat_seconds=settings.heartbeat_seconds,
             deliver=self._inbox.put,
             failed=self.fail,
+            security=self._planes.data_plane,
         )
         if settings.data_endpoint:
+            self._planes.check_data_plane(settings.data_endpoint)
             self._subscriber.attach(settings.data_endpoint)
         self._control = ControlClient(
             context,
@@ -203,6 +210,7 @@ class Worker:
             failed=self.fail,
             registered=self._registered,
             interval_seconds=settings.heartbeat_seconds,
+            security=self._planes.control_bus,
         )
         self._recovery_thread = threading.Thread(
             target=self._guarded(self._recover), name="recovery", daemon=True
@@ -234,6 +242,11 @@ class Worker:
     def failed(self) -> bool:
         """Whether the worker cannot go on."""
         return self._error is not None
+
+    @property
+    def is_not_protected(self) -> bool:
+        """Whether it failed because it was told to go beyond this machine without keys."""
+        return self._is_not_protected
 
     @property
     def error(self) -> str:
@@ -271,7 +284,7 @@ class Worker:
                 self._choose(RecoveryArguments.model_validate(arguments))
                 return {"recovery_id": self._choice.recovery_id}
             case "attach":
-                self._subscriber.attach(AttachArguments.model_validate(arguments).data_endpoint)
+                self._attach(AttachArguments.model_validate(arguments).data_endpoint)
                 return {}
             case _:
                 raise ValueError(f"a reconstructor does not know the command {verb!r}")
@@ -289,7 +302,17 @@ class Worker:
                 )
             )
         if answer.data_endpoint:
-            self._subscriber.attach(answer.data_endpoint)
+            self._attach(answer.data_endpoint)
+
+    def _attach(self, endpoint: str) -> None:
+        """Serve the detector that the control plane names, if it may be served without keys."""
+        try:
+            self._planes.check_data_plane(endpoint)
+        except NotProtected as error:
+            self._is_not_protected = True
+            self.fail(ValueError(error.strerror))
+        else:
+            self._subscriber.attach(endpoint)
 
     def telemetry(self) -> dict[str, Any]:
         """What was counted since the process started, and how the worker is."""
@@ -503,7 +526,7 @@ def run_worker(settings: Settings, name: str) -> int:
         worker = Worker(settings, name, context, metrics_address=exposition.address, tracing=tracing)
     except (OSError, RuntimeError) as error:  # an endpoint or a device that does not exist
         last_word(f"cryoflux reconstructor: {getattr(error, 'strerror', None) or error_line(error)}")
-        return 1
+        return 2 if isinstance(error, NotProtected) else 1
     for number in ending_signals():
         signal.signal(number, lambda number, frame: worker.wanted.set())
     exposition.serve(registry_of(worker.families))
@@ -517,5 +540,5 @@ def run_worker(settings: Settings, name: str) -> int:
     context.term()
     if worker.failed:
         last_word(f"cryoflux reconstructor: {worker.error}")
-        return 1
+        return 2 if worker.is_not_protected else 1
     return 0

@@ -18,6 +18,7 @@ from typing import Any
 import zmq
 from pydantic import ValidationError
 
+from common.wire.keys import Security
 from common.wire.link import Link, Malformed, not_listened_to
 from common.wire.messages import (
     Command,
@@ -67,6 +68,8 @@ class ControlClient:
         Told if the bus's own thread fails, which is a bug: nobody would hear the component any more.
     registered : callable, optional
         Told what the control plane answers to a registration.
+    security : Security, optional
+        Encrypts the bus, and says whose key the control plane has to have.
     """
 
     def __init__(
@@ -80,9 +83,10 @@ class ControlClient:
         failed: Callable[[Exception], None],
         registered: Callable[[Registered], None] | None = None,
         interval_seconds: float = 1.0,
+        security: Security | None = None,
     ) -> None:
         identity = f"{registration.name}-{uuid.uuid4().hex[:8]}".encode()
-        self._link = Link.dealer(context, endpoint, identity, large=False)
+        self._link = Link.dealer(context, endpoint, identity, large=False, security=security)
         self._registration = registration
         self._command = command
         self._telemetry = telemetry

@@ -1,4 +1,4 @@
-"""Sockets that speak typed messages, a bell that wakes a poll from another thread, and the limit of the link.
+"""Sockets that speak typed messages, protected by CURVE where there are keys, and the limit of the link.
 
 Nothing here knows what the messages mean: who keeps what until it is acknowledged is
 ``detector_sim.publisher``'s business, who recovers what is ``reconstructor.worker``'s.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import socket as sockets
 import time
@@ -19,6 +20,8 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from common.wire.conduct import IGNORED_SECONDS, Conduct
+from common.wire.doorkeeper import Doorkeeper
+from common.wire.keys import Security, mark_of
 from common.wire.messages import (
     MAX_FRAMES_HEADER_BYTES,
     MAX_HEADER_BYTES,
@@ -29,6 +32,9 @@ from common.wire.messages import (
     encode,
     has_buffers,
 )
+from common.wire.waking import Pulse
+
+log = logging.getLogger(__name__)
 
 Buffer = bytes | memoryview | np.ndarray[Any, np.dtype[Any]]
 
@@ -48,6 +54,16 @@ _LARGEST_KEPT_BYTES = 32 << 20  # the most that glibc allows
 _KEPT_BYTES = 512 << 20
 _READABLE = int(zmq.POLLIN)
 COPY_BELOW_BYTES = 65_536  # handing a small buffer over costs more than copying it
+CURVE_BYTES = 33  # more in each part of a message: its name, a nonce, flags and a code that authenticates it
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.2, 5.0  # after a handshake that failed
+CUT_SECONDS = 0.05  # between two connections of people who are not to be here any more
+TROUBLE_TOLD_SECONDS = 30.0  # the same line about a handshake is not told again for so long
+HANDSHAKES = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 
 
 class Malformed(NamedTuple):
@@ -66,15 +82,19 @@ class Received(NamedTuple):
     identity: bytes  # of the sender, where a ROUTER received it
     message: Message | Malformed
     buffers: list[memoryview]
+    key: str = ""  # name of the sender's, where a ROUTER protected by CURVE received it
 
 
 class PeerGone(ConnectionError):
     """A ROUTER was asked to send to a peer that is not connected."""
 
 
-def wire_size(parts: Sequence[bytes | memoryview]) -> int:
-    """Bytes that a message of these flat parts takes in the stream, ZMTP's frame headers included."""
-    return sum(len(part) + (2 if len(part) < 256 else 9) for part in parts)
+def wire_size(parts: Sequence[bytes | memoryview], more: int = 0) -> int:
+    """Bytes that a message of these flat parts takes in the stream, ZMTP's frame headers included.
+
+    ``more``: what encryption adds to each part.
+    """
+    return sum(len(part) + more + (2 if len(part) + more < 256 else 9) for part in parts)
 
 
 def as_bytes(buffer: Buffer) -> bytes | memoryview:
@@ -127,13 +147,29 @@ def _disconnect(part: zmq.Frame) -> None:
                 connection.shutdown(sockets.SHUT_RDWR)
 
 
+def _explained(kind: zmq.Event, value: int, security: Security | None) -> str:
+    """Why a handshake failed, and what to do; ZeroMQ lets us know no more."""
+    if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH and security is not None:
+        own = security.keys.own
+        there = f"{own}.key is not among the keys there, or is none for the {security.plane.name}"
+        return f"{there}; copy it into their folder"
+    if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+        if security is None:
+            return "it wants CURVE, and no keys are set here (setting keys, docs/security.md)"
+        return "it does not use CURVE: no keys are set there (setting keys, docs/security.md)"
+    if kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and security is not None:
+        known = security.keys.folder / f"{security.plane.server}.key"
+        return f"it breaks off: {known} is not its key, or it is no {security.plane.name}"
+    return f"it does not speak as it should (ZeroMQ's error {value:#x})"
+
+
 class Link:
     """A ROUTER or DEALER socket that sends and receives typed messages; one thread uses it.
 
     Attributes
     ----------
     bytes_sent : int
-        Every byte handed to the stream: headers, payloads and framing.
+        Every byte handed to the stream: headers, payloads, framing, and what encryption adds.
     malformed : int
         Messages received that could not be read.
     ignored : int
@@ -142,17 +178,26 @@ class Link:
         The address really bound or connected to.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], *, large: bool) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], *, large: bool, security: Security | None = None) -> None:
         self._socket = socket
         self._is_router = socket.type == zmq.ROUTER
         self._monitor: zmq.Socket[bytes] | None = None
+        self._security = security
+        self._more = CURVE_BYTES if security is not None else 0
+        self._doorkeeper: Doorkeeper | None = None
+        self._cutting = Pulse(CUT_SECONDS)
+        self._is_connected = False
+        self._retry_at: float | None = None
+        self._failures = 0  # handshakes in a row
+        self._trouble, self._trouble_told = "", float("-inf")
         self.bytes_sent = 0
         self.malformed = self.ignored = 0
         # a worker drops the whole connection instead (see its subscriber): it must not miss single blocks
         self._conduct = Conduct() if self._is_router or not large else None
         self.endpoint = ""
         socket.setsockopt(zmq.LINGER, LINGER_MS)
-        socket.setsockopt(zmq.MAXMSGSIZE, LARGE_MESSAGE_BYTES if large else SMALL_MESSAGE_BYTES)
+        longest = LARGE_MESSAGE_BYTES if large else SMALL_MESSAGE_BYTES
+        socket.setsockopt(zmq.MAXMSGSIZE, longest + self._more)
         socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
         socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 5)
         socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 2)
@@ -162,43 +207,73 @@ class Link:
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
 
     @classmethod
-    def router(cls, context: zmq.Context[Any], bind: str) -> Self:
+    def router(cls, context: zmq.Context[Any], bind: str, security: Security | None = None) -> Self:
         """A bound ROUTER. What it queues is bounded by credits, so it has no high-water mark of its own.
+
+        ``security``: everything is encrypted, and only who holds a key for this plane is let in; else
+        everybody who reaches the endpoint is.
 
         Raises
         ------
         OSError
-            In one line, if the endpoint cannot be bound (say, the port is taken).
+            In one line, if the endpoint cannot be bound (say, the port is taken), or the keys cannot be used.
         """
         socket = context.socket(zmq.ROUTER)
-        link = cls(socket, large=False)
+        link = cls(socket, large=False, security=security)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that lost its connection keeps its name
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, MESSAGES_WAITING)
         try:
+            if security is not None:
+                link._doorkeeper = Doorkeeper(context, socket, security)
             socket.bind(bind)
         except zmq.ZMQError as error:
-            socket.close(0)
+            link.close(0)
             raise OSError(error.errno, f"cannot listen on {bind}: {_reason(error)}") from error
+        except OSError:
+            link.close(0)
+            raise
         link.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return link
 
     @classmethod
-    def dealer(cls, context: zmq.Context[Any], connect: str, identity: bytes, *, large: bool = True) -> Self:
+    def dealer(
+        cls,
+        context: zmq.Context[Any],
+        connect: str,
+        identity: bytes,
+        *,
+        large: bool = True,
+        security: Security | None = None,
+    ) -> Self:
         """A DEALER that connects as soon as, and whenever again, the other side is there.
 
-        What is sent while there is no connection is refused (``send`` gives 0) rather than piled up.
-        ``large``: payloads are expected, not only headers.
+        What is sent while there is no connection is refused (``send`` gives 0) rather than piled up. A
+        handshake that fails is told in the log and tried again; keys are read anew for that.
+        ``large``: payloads are expected, not only headers. ``security``: everything is encrypted, and the
+        other end has to have the key of who binds this plane; the mark of the own one ends the identity.
+
+        Raises
+        ------
+        OSError
+            In one line, if the endpoint is none, or the keys cannot be used.
         """
         socket = context.socket(zmq.DEALER)
-        link = cls(socket, large=large)
+        link = cls(socket, large=large, security=security)
+        if security is not None:
+            try:
+                identity += mark_of(security.keys.pair().public)
+                link._use_keys()
+            except OSError:
+                link.close(0)
+                raise
         socket.setsockopt(zmq.IDENTITY, identity)
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        link._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        link._monitor = socket.get_monitor_socket(HANDSHAKES | zmq.EVENT_DISCONNECTED)
         try:
             socket.connect(connect)
         except zmq.ZMQError as error:
@@ -226,8 +301,67 @@ class Link:
         """
         change: bool | None = None
         while self._monitor is not None and self._has(self._monitor):
-            change = recv_monitor_message(self._monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            event = recv_monitor_message(self._monitor)
+            match event["event"]:
+                case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    change = self._is_connected = True
+                    self._retry_at, self._failures, self._trouble = None, 0, ""
+                case zmq.EVENT_DISCONNECTED:
+                    if self._is_connected:
+                        change = self._is_connected = False
+                case kind:
+                    self._not_let_in(zmq.Event(kind), event["value"])
+        if self._retry_at is not None and time.monotonic() >= self._retry_at:
+            self._retry()
         return change
+
+    def _use_keys(self) -> None:
+        """Take the keys as they are now for the next connection."""
+        if self._security is not None:
+            keys, plane = self._security
+            pair = keys.pair()
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.public(plane.server))
+            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
+
+    def _not_let_in(self, kind: zmq.Event, value: int) -> None:
+        """A handshake failed. ZeroMQ tries again at once, or never: what is wrong takes longer to mend."""
+        self._failures += 1
+        no_detail = kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        if no_detail and self._security is None:
+            return  # whoever is there goes away in mid-handshake: it may just have been ending
+        if self._retry_at is None:
+            with contextlib.suppress(zmq.ZMQError):  # it has given up by itself
+                self._socket.disconnect(self.endpoint)
+            pause = min(FIRST_RETRY_SECONDS * 2 ** min(self._failures - 1, 10), LONGEST_RETRY_SECONDS)
+            self._retry_at = time.monotonic() + pause
+        if not no_detail or self._failures > 1:
+            self._tell(_explained(kind, value, self._security))
+
+    def _tell(self, trouble: str) -> None:
+        now = time.monotonic()
+        if trouble != self._trouble or now - self._trouble_told > TROUBLE_TOLD_SECONDS:
+            self._trouble, self._trouble_told = trouble, now
+            log.warning("not let in at %s: %s", self.endpoint, trouble)
+
+    def _retry(self) -> None:
+        self._retry_at = None
+        try:
+            self._use_keys()
+        except OSError as error:
+            self._tell(error.strerror or str(error))
+            self._retry_at = time.monotonic() + LONGEST_RETRY_SECONDS
+            return
+        self._socket.connect(self.endpoint)
+
+    @property
+    def turned_away(self) -> int:
+        """How often somebody was not let in here."""
+        return self._doorkeeper.turned_away if self._doorkeeper is not None else 0
+
+    def news(self) -> str | None:
+        """Something for people about who was not let in, if there is."""
+        return self._doorkeeper.news() if self._doorkeeper is not None else None
 
     def send(self, message: Message, buffers: Sequence[Buffer] = (), *, to: bytes = b"") -> int:
         """Queue one message without waiting or copying; the buffers must stay as they are until it has left.
@@ -240,8 +374,10 @@ class Link:
             If a ROUTER has no connection to ``to``.
         """
         parts: list[bytes | memoryview] = [encode(message), *map(as_bytes, buffers)]
-        size = wire_size(parts)
+        size = wire_size(parts, self._more)
         if self._is_router:
+            if self._doorkeeper is not None and not self._doorkeeper.members.includes(to):
+                raise PeerGone(f"the key of {to!r} has been taken away")
             parts.insert(0, to)
         last = len(parts) - 1
         try:  # only the first part can fail: a message is taken whole or not at all
@@ -281,7 +417,19 @@ class Link:
                 last = self._socket.recv(copy=False)
                 if len(parts) <= MAX_PARTS + 1:
                     parts.append(last)
-            identity = parts.pop(0).bytes if self._is_router else b""
+            identity, key = parts.pop(0).bytes if self._is_router else b"", ""
+            if self._doorkeeper is not None:
+                member = self._doorkeeper.holder(last, identity)
+                if member is None:
+                    self.ignored += 1
+                    now = time.monotonic()
+                    if self._cutting.due(now):
+                        _disconnect(last)
+                    began = began or now
+                    if now - began > IGNORED_A_TURN_SECONDS:
+                        return None
+                    continue
+                key = member.name
             if self._conduct and self._conduct.ignores(identity, now := time.monotonic()):
                 self.ignored += 1
                 if self._conduct.to_disconnect(identity, now):
@@ -298,7 +446,7 @@ class Link:
                 return self._unreadable(identity, str(error), last)
             if not has_buffers(message, len(parts) - 1):
                 return self._unreadable(identity, f"frames with {len(parts) - 1} payloads", last)
-            return Received(identity, message, [part.buffer for part in parts[1:]])
+            return Received(identity, message, [part.buffer for part in parts[1:]], key)
         return None
 
     def offend(self, identity: bytes) -> bool:
@@ -314,6 +462,8 @@ class Link:
 
     def close(self, linger_ms: int = LINGER_MS) -> None:
         """Close after giving what is queued ``linger_ms`` to leave."""
+        if self._doorkeeper is not None:
+            self._doorkeeper.close()
         if self._monitor is not None:
             self._socket.disable_monitor()
             self._monitor.close(0)

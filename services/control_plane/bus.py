@@ -15,8 +15,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import msgspec
 import zmq
 
+from common.wire.keys import Role, Security, role_of
 from common.wire.link import Link, Malformed, PeerGone, Received, not_listened_to
 from common.wire.messages import (
     Command,
@@ -37,6 +39,8 @@ log = logging.getLogger(__name__)
 LONGEST_POLL_SECONDS = 1.0
 FORGET_AFTER_SECONDS = 60.0
 TOLD_SECONDS = 1.0  # between two lines about messages that are not understood
+
+ROLES: dict[str, Role] = {"detector": "detector", "reconstructor": "worker"}  # of keys, by component
 
 ErrorKind = Literal["invalid", "conflict", "failed", "gone", "timeout"]
 
@@ -63,6 +67,8 @@ class Component:
         Whether it is heard.
     telemetry : dict
         The counters it last sent.
+    key : str
+        Name of the key that it was let in with; empty where the bus is not encrypted.
     """
 
     identity: bytes
@@ -75,6 +81,7 @@ class Component:
     last_seen: float
     present: bool = True
     telemetry: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
 
 
 class Listener(Protocol):
@@ -110,6 +117,8 @@ class Bus:
         Where to listen.
     silent_after_seconds : float
         A component that sends nothing for so long is taken to be gone.
+    security : Security, optional
+        Encrypts the bus, and says which components are let in.
 
     Raises
     ------
@@ -117,10 +126,12 @@ class Bus:
         In one line, if the endpoint cannot be bound.
     """
 
-    def __init__(self, endpoint: str, *, silent_after_seconds: float) -> None:
+    def __init__(
+        self, endpoint: str, *, silent_after_seconds: float, security: Security | None = None
+    ) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
         try:
-            self._link = Link.router(self._context, endpoint)
+            self._link = Link.router(self._context, endpoint, security)
         except OSError:
             self._context.destroy(0)
             raise
@@ -185,6 +196,11 @@ class Bus:
         """All workers by name; one that is not heard is kept for a while, until another has its name."""
         return [component for component in self.components if component.kind == "reconstructor"]
 
+    @property
+    def turned_away(self) -> int:
+        """How often somebody was not let in."""
+        return self._link.turned_away
+
     # ---- commands
 
     async def command(
@@ -223,7 +239,7 @@ class Bus:
 
     # ---- on the event loop
 
-    def _hear(self, identity: bytes, message: Message | Malformed) -> None:
+    def _hear(self, identity: bytes, message: Message | Malformed, key: str = "") -> None:
         component = self._components.get(identity)
         if component is not None:
             component.last_seen = time.monotonic()
@@ -232,7 +248,7 @@ class Bus:
                 self._listener.returned(component)
         match message:
             case Register() as register:
-                self._register(identity, register)
+                self._register(identity, register, key)
             case Reply(request=request) as reply:
                 _, answer = self._pending.get(request, (b"", None))
                 if answer is not None and not answer.done():
@@ -241,7 +257,8 @@ class Bus:
                 component.telemetry = values
                 self._listener.telemetry(component)
             case Event() as event if component is not None:
-                self._listener.event(component, event)
+                said = msgspec.structs.replace(event, component=component.kind, name=component.name)
+                self._listener.event(component, said)
             case Goodbye() if component is not None:
                 del self._components[identity]
                 self._gone(identity)
@@ -251,15 +268,32 @@ class Bus:
                 if shut_out and self._shutting_out.due(time.monotonic()):
                     name = component.name if component is not None else f"a stranger ({identity.hex()})"
                     text = not_listened_to(f"{name} on the control bus")
-                    event = Event(component="control", name="control", kind="peer_ignored", message=text)
-                    self._listener.event(component, event)
+                    self._tell("peer_ignored", text, component)
             case Telemetry() | Event():  # of somebody forgotten, whose connection outlived that
                 self._send(identity, Refusal(reason="not registered here, or not any more"))
             case other:
                 if self._telling.due(time.monotonic()):
                     log.warning("message from %r not expected: %s", identity, type(other).__name__)
 
-    def _register(self, identity: bytes, register: Register) -> None:
+    def _tell(self, kind: str, text: str, about: Component | None = None) -> None:
+        self._listener.event(about, Event(component="control", name="control", kind=kind, message=text))
+
+    def _not_registered(self, register: Register, key: str) -> str:
+        """Why a component must not register as what it says it is, by its key; empty: it may."""
+        if key and role_of(key) != ROLES[register.component]:
+            return f"the key {key} is none for a {register.component} ({register.name} on {register.host})"
+        for other in self._components.values():
+            is_same = (other.kind, other.name) == (register.component, register.name)
+            if is_same and other.present and other.key != key:
+                return f"the key {key} is not that of the {other.kind} {other.name}, which is there"
+        return ""
+
+    def _register(self, identity: bytes, register: Register, key: str) -> None:
+        if reason := self._not_registered(register, key):
+            if self._telling.due(time.monotonic()):
+                log.warning("not registered: %s", reason)
+                self._tell("not_let_in", f"not registered: {reason}")
+            return
         is_new = identity not in self._components
         before = self._components.pop(identity, None)
         component = Component(
@@ -272,6 +306,7 @@ class Bus:
             details=register.details,
             last_seen=time.monotonic(),
             telemetry=before.telemetry if before is not None else {},
+            key=key,
         )
         for other in self._components.values():
             if (other.kind, other.name) == (component.kind, component.name):
@@ -306,6 +341,8 @@ class Bus:
         while not self._closing:
             poller.poll(int(1000 * LONGEST_POLL_SECONDS))
             self._bell.clear()
+            while (news := self._link.news()) is not None:
+                self._loop.call_soon_threadsafe(self._tell, "not_let_in", news)
             if self._heard.is_set():  # the event loop has had time for what came before
                 self._hand_over(list(self._link.turn()))
             else:
@@ -325,6 +362,6 @@ class Bus:
     def _hear_all(self, received: list[Received]) -> None:
         try:
             for one in received:
-                self._hear(one.identity, one.message)
+                self._hear(one.identity, one.message, one.key)
         finally:
             self._heard.set()

@@ -19,6 +19,7 @@ from common.state.opening import open_store
 from common.state.store import StoreError
 from common.tokens import Tokens, tokens_for_http
 from common.wire.control import error_line
+from common.wire.planes import Planes
 from services.control_plane.bus import Bus
 from services.control_plane.guard import Access
 from services.control_plane.https import Certificate, certificate_of
@@ -102,7 +103,13 @@ def run_control(settings: Settings) -> int:
         return WRONG_SETTING
     try:
         listener = listen(settings.http_host, settings.http_port)
-        bus = Bus(settings.control_endpoint, silent_after_seconds=settings.silent_after_seconds)
+        planes = Planes(settings, "control")
+        planes.check_control_bus(settings.control_endpoint)
+        bus = Bus(
+            settings.control_endpoint,
+            silent_after_seconds=settings.silent_after_seconds,
+            security=planes.control_bus,
+        )
         recorder = Recorder(open_store(settings.state))
     except (OSError, StoreError) as error:
         last_word(f"cryoflux control: {getattr(error, 'strerror', None) or error_line(error)}")
