@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,27 @@ def every_frame_once(
         assert len(stack.data) == counters["frames_acquired"]
         assert not is_exact or [frame_number(stack.data[frame].round()) for frame in ids] == ids
     return table
+
+
+def completed(view: dict[str, Any]) -> dict[str, Any]:
+    """The same of a session that a control plane led, by what it left on disk; its ``session.json``.
+
+    ``view``: the session at its end, as REST shows it.
+    """
+    assert view["state"] == "completed", view["error"]
+    output = Path(view["output"])
+    account: dict[str, Any] = json.loads((output / "session.json").read_text())
+    accounts = account["accounts"]
+    acquired = accounts["acquired"]
+    assert acquired > 0
+    assert (accounts["acknowledged"], accounts["in_flight"], accounts["spooled"]) == (acquired, 0, 0)
+    assert (accounts["lost"], accounts["unaccounted"]) == ({}, 0)
+    assert account["frames"]["recovered"] == acquired
+    table = pd.read_csv(output / "frames.csv")
+    assert table["frame_id"].tolist() == list(range(acquired))
+    assert (table["latency_seconds"] >= 0).all()
+    is_exact = all(known["mask"]["kind"] == "none" for known in account["configurations"])
+    with mrcfile.mmap(output / "recovered.mrcs") as stack:
+        assert len(stack.data) == acquired
+        assert not is_exact or [frame_number(frame.round()) for frame in stack.data] == list(range(acquired))
+    return account

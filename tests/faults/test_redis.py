@@ -1,104 +1,32 @@
 """Sessions kept in Redis: real processes, and a real server that is killed, frozen, emptied and back."""
 
 import itertools
-import json
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from common.state.redis import RedisStore
-from services.supervisor import Supervisor
+from tests.faults.installation import BASE, CURRENT, OVER, PATIENCE_SECONDS, Installation, eventually
+from tests.faults.verdict import completed
 from tests.redis_server import RedisServer
-from tests.unit.served import Reader
 
 pytestmark = pytest.mark.timeout(240)
-
-PATIENCE_SECONDS = 60.0
-BASE = "/api/v1/sessions"
-CURRENT = f"{BASE}/current"
-
-
-def eventually(holds: Callable[[], Any], what: str) -> Any:
-    """The first true value of ``holds``, asked again until the patience ends."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := holds()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.05)
-    return value
 
 
 def gapless(numbers: list[int]) -> bool:
     return numbers == list(range(1, len(numbers) + 1))
 
 
-class Installation:
-    """Control plane, detector and a worker as processes, with a Redis server that they share."""
+class House(Installation):
+    """An installation whose control plane keeps sessions in a Redis server."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         self.redis = RedisServer(folder)
-        self.supervisor = Supervisor(
-            "127.0.0.1",
-            0,
-            1,
-            logs_folder=folder / "logs",
-            report=print,
-            state=self.redis.url,
-            results=folder / "results",
-        )
-        self.url = f"http://127.0.0.1:{self.supervisor.port}"
-        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS)
-
-    def ready(self) -> dict[str, Any]:
-        """What /readyz says; nothing where nobody answers."""
-        try:
-            return self.client.get("/readyz").json()
-        except httpx.TransportError:
-            return {}
-
-    def becomes(self, status: str) -> None:
-        eventually(lambda: self.ready().get("status") == status, f"the installation is {status}")
-
-    def start(self, **specification: Any) -> str:
-        """Start a session of numbered frames; its id."""
-        pattern = {"kind": "pattern", "shape": [32, 32]}
-        body = {"source": pattern, "camera": {"rate": 100}, **specification}
-        answer = self.client.post(BASE, json=body)
-        assert answer.status_code == 201, answer.text
-        return answer.json()["id"]
-
-    def metrics(self) -> dict[str, Any]:
-        return self.client.get(f"{CURRENT}/metrics").json()
-
-    def reaches(self, frames: int) -> None:
-        eventually(lambda: self.metrics()["frames"]["acquired"] >= frames, f"{frames} frames are acquired")
-
-    def goes_on(self, frames: int = 100) -> None:
-        """Frames are acquired and recovered all the while."""
-        before, counted = self.metrics()["frames"], ("acquired", "acknowledged")
-        eventually(
-            lambda: min(self.metrics()["frames"][kind] - before[kind] for kind in counted) >= frames,
-            "frames flow",
-        )
-
-    def kinds(self) -> list[str]:
-        return [event["kind"] for event in self.client.get(f"{CURRENT}/events").json()]
-
-    def finish(self) -> dict[str, Any]:
-        """Stop the session; its view at the end."""
-        assert self.client.post(f"{CURRENT}/stop").status_code == 200
-        eventually(lambda: self.client.get(CURRENT).json()["state"] in ("completed", "failed"), "it ends")
-        return self.client.get(CURRENT).json()
-
-    def follow(self, after: str = "") -> Reader:
-        return Reader(f"{self.url}{CURRENT}/stream", after)
+        super().__init__(folder, state=self.redis.url)
 
     def kept(self, session: str) -> tuple[Any, list[Any], list[Any], list[Any]]:
         """What the Redis server has of a session."""
@@ -113,39 +41,25 @@ class Installation:
         finally:
             store.close()
 
-    def close(self) -> None:
-        self.client.close()
-        self.supervisor.stop()
-        self.redis.kill()
-
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    before = dict(os.environ)
-    os.environ["CRYOFLUX_HEARTBEAT_SECONDS"] = "0.2"  # counters come five times a second
-    installation = Installation(tmp_path_factory.mktemp("redis"))
-    try:
-        installation.redis.start()
-        installation.supervisor.start()
-        installation.becomes("ready")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    installation = House(tmp_path_factory.mktemp("redis"))
+    with installation.redis, installation:
         yield installation
-    finally:
-        installation.close()
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture
-def running(house: Installation) -> Iterator[Installation]:
-    """With a session that has begun, and is stopped in the end."""
-    house.start()
+def running(house: House) -> Iterator[House]:
+    """With a session that has begun; whatever befell it, it ends with every frame recovered once."""
+    house.begin()
     house.reaches(50)
     yield house
-    if house.client.get(CURRENT).json()["state"] not in ("completed", "failed"):
-        house.finish()
+    ended = house.current()
+    completed(ended if ended["state"] in OVER else house.finish())
 
 
-def assert_kept_completely(house: Installation, session: str) -> None:
+def assert_kept_completely(house: House, session: str) -> None:
     """The store has all that the control plane knows, each thing once."""
     events = house.client.get(f"{BASE}/{session}/events", params={"limit": 10_000}).json()
     eventually(lambda: len(house.kept(session)[2]) >= len(events), "all events are kept")
@@ -160,7 +74,7 @@ def assert_kept_completely(house: Installation, session: str) -> None:
 
 
 @pytest.mark.parametrize("forgets", [False, True], ids=["with its data", "without its data"])
-def test_a_redis_server_killed_in_mid_session_costs_no_frame(running: Installation, forgets: bool) -> None:
+def test_a_redis_server_killed_in_mid_session_costs_no_frame(running: House, forgets: bool) -> None:
     session = running.client.get(CURRENT).json()["id"]
     running.redis.save()
     with running.follow() as reader:
@@ -191,7 +105,7 @@ def test_a_redis_server_killed_in_mid_session_costs_no_frame(running: Installati
     assert_kept_completely(running, session)
 
 
-def test_a_frozen_redis_server_stops_nothing(running: Installation) -> None:
+def test_a_frozen_redis_server_stops_nothing(running: House) -> None:
     session = running.client.get(CURRENT).json()["id"]
     running.redis.freeze()
     try:
@@ -215,7 +129,7 @@ def test_a_frozen_redis_server_stops_nothing(running: Installation) -> None:
     assert_kept_completely(running, session)
 
 
-def test_keys_deleted_in_mid_session_are_written_again(running: Installation) -> None:
+def test_keys_deleted_in_mid_session_are_written_again(running: House) -> None:
     session = running.client.get(CURRENT).json()["id"]
     with running.redis.client() as client:
         client.flushall()
@@ -224,7 +138,7 @@ def test_keys_deleted_in_mid_session_are_written_again(running: Installation) ->
     assert running.ready()["status"] == "ready"
 
 
-def test_a_control_plane_killed_in_mid_session_goes_on_where_it_was(running: Installation) -> None:
+def test_a_control_plane_killed_in_mid_session_goes_on_where_it_was(running: House) -> None:
     session = running.client.get(CURRENT).json()["id"]
     points: list[int] = []
     events: list[int] = []
@@ -232,15 +146,12 @@ def test_a_control_plane_killed_in_mid_session_goes_on_where_it_was(running: Ins
     for _ in range(2):
         with running.follow(cursor) as reader:
             reader.until(lambda r: len(r.of("point")) > 5, "points come")
-            control = running.supervisor.control
-            assert control.pid is not None
-            os.kill(control.pid, signal.SIGKILL)
+            running.kill("control")
             assert reader.ended.wait(PATIENCE_SECONDS)
         points += reader.numbers("point")
         events += reader.numbers("event")
         cursor = reader.cursor
-        control._process.wait()  # type: ignore[union-attr]
-        control.start()
+        running.start("control")
         running.becomes("ready")
     with running.follow(cursor) as reader:
         running.client.patch(f"{CURRENT}/acquisition", json={"compression_factor": 4})
@@ -248,19 +159,16 @@ def test_a_control_plane_killed_in_mid_session_goes_on_where_it_was(running: Ins
     assert reader.told[0].data["id"] == session
     assert gapless(points + reader.numbers("point"))
     assert gapless(events + reader.numbers("event"))
-    assert running.finish()["state"] == "completed"
+    completed(running.finish())
     assert running.metrics()["frames"]["lost"] == 0
 
 
-def test_a_session_that_only_the_detector_remembers_still_ends_well(running: Installation) -> None:
+def test_a_session_that_only_the_detector_remembers_still_ends_well(running: House) -> None:
     session = running.client.get(CURRENT).json()
-    control = running.supervisor.control
-    assert control.pid is not None
-    os.kill(control.pid, signal.SIGKILL)
-    control._process.wait()  # type: ignore[union-attr]
+    running.kill("control")
     with running.redis.client() as client:
         client.flushall()
-    control.start()
+    running.start("control")
     eventually(lambda: running.ready().get("detector"), "the detector registers again")
     eventually(lambda: running.client.get(CURRENT).status_code == 200, "the session is found at the detector")
     assert running.client.get(CURRENT).json()["id"] == session["id"]
@@ -270,23 +178,21 @@ def test_a_session_that_only_the_detector_remembers_still_ends_well(running: Ins
     assert changed.status_code == 200, changed.text
     view = running.finish()
     assert view["state"] == "completed", view["error"]
-    account = json.loads((Path(view["output"]) / "session.json").read_text())
-    assert account["frames"]["recovered"] == account["frames"]["acquired"]
+    account = completed(view)
     assert [known["compression_factor"] for known in account["configurations"]] == [2.0, 4.0]
     assert_kept_completely(running, session["id"])
 
 
-def test_a_control_plane_starts_without_its_redis_server_and_catches_up(house: Installation) -> None:
-    before = house.start()
+def test_a_control_plane_starts_without_its_redis_server_and_catches_up(house: House) -> None:
+    before = house.begin()
     house.reaches(20)
     view = house.finish()
+    completed(view)
     eventually(lambda: house.kept(before)[0].state == "completed", "the end is kept")
     house.redis.save()
-    control = house.supervisor.control
-    control.terminate()
-    control._process.wait()  # type: ignore[union-attr]
+    house.terminate("control")
     house.redis.kill()
-    control.start()
+    house.start("control")
     house.becomes("degraded")
     assert house.client.get(CURRENT).status_code == 404
     house.redis.start()
@@ -294,12 +200,11 @@ def test_a_control_plane_starts_without_its_redis_server_and_catches_up(house: I
     eventually(lambda: house.client.get(CURRENT).status_code == 200, "the session before is known again")
     assert house.client.get(CURRENT).json() == view
     # and once more, but a session is started before the server is back
-    control.terminate()
-    control._process.wait()  # type: ignore[union-attr]
+    house.terminate("control")
     house.redis.kill()
-    control.start()
+    house.start("control")
     house.becomes("degraded")
-    session = house.start()
+    session = house.begin()
     house.goes_on(20)
     house.redis.start()
     house.becomes("ready")
@@ -307,10 +212,10 @@ def test_a_control_plane_starts_without_its_redis_server_and_catches_up(house: I
     assert [known["id"] for known in house.client.get(BASE).json()][-1] == session
     assert before in [known["id"] for known in house.client.get(BASE).json()]
     assert_kept_completely(house, session)
-    assert house.finish()["state"] == "completed"
+    completed(house.finish())
 
 
-def test_many_follow_while_the_server_comes_and_goes(running: Installation) -> None:
+def test_many_follow_while_the_server_comes_and_goes(running: House) -> None:
     readers = [running.follow() for _ in range(8)]
     going = threading.Event()
 
