@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
+from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from common.archive import Archive, BrokenArchive, Part, Rows
 from common.configuration import Configuration
 from common.operators.spec import MaskSpec
+from common.roots import ANYWHERE, NotAllowed, Roots
 from common.session import ArchiveSource, SessionSpec
 from common.wire.control import Conflict
 from common.wire.messages import Start
@@ -25,6 +27,7 @@ from detector_sim.series import Series
 from detector_sim.sources.base import BadFile
 
 CHUNKS_KEPT = 16
+LOST_AT_ONCE = 65_536
 AS_RECORDED = "a replayed session's masks are as recorded"
 
 
@@ -55,16 +58,27 @@ class RecordedBatch:
 class RecordedFrames:
     """An archive's frames in the order of their ids.
 
+    Parameters
+    ----------
+    path : Path
+    inputs : Roots
+        What may be read.
+
     Raises
     ------
     ValueError
         In one line, if the archive cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise BrokenArchive(f"{path}: no such file; check the path")
-        self.archive = archive = Archive(path)
+    def __init__(self, path: Path, inputs: Roots = ANYWHERE) -> None:
+        try:
+            self.archive = archive = Archive(path, inputs)
+        except (FileNotFoundError, NotADirectoryError):
+            raise BrokenArchive(f"{path}: no such file; check the path") from None
+        except BrokenArchive as error:
+            if isinstance(error.__cause__, NotAllowed):
+                raise BrokenArchive(f"source.path: {error}") from error
+            raise
         self.shape: tuple[int, int] = (int(archive.start["shape"][0]), int(archive.start["shape"][1]))
         self.dtype = np.dtype(archive.start["dtype"])
         self.bad_files = [BadFile(str(path), archive.message)] if archive.message else []
@@ -79,9 +93,7 @@ class RecordedFrames:
         self.frame_ids: NDArray[Any] = ids[order]
         self._parts, self._rows = np.concatenate(parts)[order], np.concatenate(rows)[order]
         self.ends: NDArray[Any] = np.maximum.accumulate(times[order] - times[order][0])
-        self._reasons = {
-            frame: lost.reason for lost in archive.lost for frame in range(lost.first, lost.last + 1)
-        }
+        self._lost_from = [lost.first for lost in archive.lost]  # ascending
         self._chunks: OrderedDict[tuple[int, int], Rows] = OrderedDict()
         self._next = 0  # frame_id
         self.end = archive.frames_acquired  # no frame from this on is given
@@ -102,21 +114,31 @@ class RecordedFrames:
         return int(np.searchsorted(self.frame_ids, self._next))
 
     def read(self, count: int) -> RecordedBatch | None:
-        """The next frames, up to ``count`` and of one configuration; None at the end."""
+        """The next frames, up to ``count`` and of one configuration; None at the end.
+
+        Where many are lost one behind the other, these come by themselves, ``LOST_AT_ONCE`` at a time.
+        """
         at = self.position
         if self._next >= self.end:
             return None
+        following = int(self.frame_ids[at]) if at < len(self.frame_ids) else self.end
+        if min(following, self.end) - self._next > LOST_AT_ONCE:
+            begin, self._next = self._next, self._next + LOST_AT_ONCE
+            gap = {frame: self._reason(frame) for frame in range(begin, self._next)}
+            return RecordedBatch(None, [], np.zeros(0), None, gap)
         configuration = self._part(at).configuration if at < len(self.frame_ids) else None
         taken: list[int] = []
         while at < len(self.frame_ids) and len(taken) < count and self.frame_ids[at] < self.end:
             if self._part(at).configuration != configuration:
                 break
+            if taken and self.frame_ids[at] - self._next > LOST_AT_ONCE:
+                break
             taken.append(at)
             at += 1
-        until = int(self.frame_ids[taken[-1]]) + 1 if taken else self.end
+        until = int(self.frame_ids[taken[-1]]) + 1 if taken else min(following, self.end)
         here = set(self.frame_ids[taken].tolist())
         missing = (frame for frame in range(self._next, until) if frame not in here)
-        lost = {frame: self._reasons.get(frame, "not recorded") for frame in missing}
+        lost = {frame: self._reason(frame) for frame in missing}
         self._next = until
         rows: list[tuple[int, Rows, int]] = []
         for position in taken:
@@ -140,6 +162,12 @@ class RecordedFrames:
                 for name in names
             }
         return RecordedBatch(configuration, [frame for frame, _, _ in rows], values, metadata, lost)
+
+    def _reason(self, frame: int) -> str:
+        """Why a frame is not there."""
+        place = bisect_right(self._lost_from, frame) - 1
+        lost = self.archive.lost[place] if place >= 0 else None
+        return lost.reason if lost is not None and frame <= lost.last else "not recorded"
 
     def _part(self, position: int) -> Part:
         return self.archive.parts[self._parts[position]]
@@ -235,7 +263,7 @@ class Replay(Series):
     def _open(self, spec: SessionSpec, frame: int = 0) -> RecordedFrames:
         assert isinstance(spec.source, ArchiveSource)
         assert spec.source.path is not None
-        recorded = self._source = RecordedFrames(Path(spec.source.path))  # type: ignore[assignment]
+        recorded = self._source = RecordedFrames(Path(spec.source.path), self._inputs)  # type: ignore[assignment]
         recorded.seek(frame)
         recorded.end = min(recorded.end, spec.camera.frames or recorded.end)
         self.shape, self.dtype = recorded.shape, recorded.dtype

@@ -12,7 +12,15 @@ import numpy as np
 from common.archive import Archive, BrokenArchive
 from common.configuration import Configuration
 from common.wire.link import as_bytes
-from common.wire.messages import ArrayHeader, ConfigurationNotice, Frames, MalformedMessage, Start, Values
+from common.wire.messages import (
+    MAX_BLOCK_FRAMES,
+    ArrayHeader,
+    ConfigurationNotice,
+    Frames,
+    MalformedMessage,
+    Start,
+    Values,
+)
 from reconstructor.archive import MAGIC, archives, read_reference, read_start, record_at, records
 from reconstructor.batches import Block
 
@@ -180,7 +188,8 @@ class ArchiveRecording(Recording):
         """A few chunks each."""
         pixels = self.start.shape[0] * self.start.shape[1]
         for number, part in enumerate(self._archive.parts):
-            step = part.chunk_rows * max(1, BLOCK_PIXELS // (pixels * part.chunk_rows))
+            together = min(BLOCK_PIXELS // pixels, MAX_BLOCK_FRAMES)
+            step = part.chunk_rows * max(1, together // part.chunk_rows)
             for first in range(0, part.frames, step):
                 frame_ids = part.frame_ids[first : first + step].tolist()
                 yield Unit(part.configuration.config_id, frame_ids, "", number, first)

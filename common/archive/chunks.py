@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE_BYTES = 1 << 14
+MOST_INFLATED = 1040  # times as many bytes as deflate takes at least for anything
 SMALL_BYTES = 1 << 16  # below this, what each stream takes for itself is more than what it saves
 WORDS_PER_SUM = 1 << 20  # so many 16-bit words are summed without overflow
 
@@ -43,18 +44,29 @@ def encode_chunk(rows: NDArray[Any], chunk_rows: int) -> bytes:
     return bytes(stream) + struct.pack("<I", fletcher32(bytes(stream)))
 
 
-def decode_chunk(chunk: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The values of a filtered chunk, (n,), without the HDF5 library.
+def decode_chunk(chunk: bytes, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """The ``count`` values of a filtered chunk, (count,), without the HDF5 library.
+
+    No more memory is taken than those values need (twice), whatever the stream would inflate to.
 
     Raises
     ------
     ValueError
-        If its checksum is wrong.
+        In one line, if it is damaged or holds something else.
     """
-    stream = chunk[:-4]
-    if chunk[-4:] != struct.pack("<I", fletcher32(stream)):
+    stream, size = memoryview(chunk)[:-4], count * dtype.itemsize
+    if len(chunk) < 4 or chunk[-4:] != struct.pack("<I", fletcher32(stream)):
         raise ValueError("the checksum of a chunk is wrong")
-    planes = np.frombuffer(zlib.decompress(stream), np.uint8).reshape(dtype.itemsize, -1)
+    if size > MOST_INFLATED * len(stream):
+        raise ValueError(f"a chunk of {len(stream)} bytes cannot hold {size}")
+    inflater = zlib.decompressobj()
+    try:
+        data = inflater.decompress(stream, size + 1)
+    except zlib.error as error:
+        raise ValueError(f"a chunk that cannot be inflated ({error})") from error
+    if len(data) != size or not inflater.eof:
+        raise ValueError(f"a chunk that does not hold {size} bytes")
+    planes = np.frombuffer(data, np.uint8).reshape(dtype.itemsize, -1)
     return np.ascontiguousarray(planes.T).view(dtype).reshape(-1)
 
 
@@ -71,12 +83,13 @@ def _best(data: bytes) -> tuple[int, int]:
     return min((_HUFFMAN, _RUNS, _MATCHES), key=lambda way: len(_deflated(sample, *way)))
 
 
-def fletcher32(data: bytes) -> int:
+def fletcher32(data: bytes | memoryview) -> int:
     """HDF5's checksum of chunks: Fletcher's, of big-endian 16-bit words; an odd last byte is a high one."""
-    words = np.frombuffer(data + bytes(len(data) % 2), ">u2").astype(np.int64)
     low = high = 0
-    for at in range(0, len(words), WORDS_PER_SUM):
-        part = words[at : at + WORDS_PER_SUM]
+    for at in range(0, len(data), 2 * WORDS_PER_SUM):
+        piece = data[at : at + 2 * WORDS_PER_SUM]
+        words = bytes(piece) + b"\0" if len(piece) % 2 else piece
+        part = np.frombuffer(words, ">u2").astype(np.int64)
         total = int(part.sum())
         high += len(part) * low + int(part @ np.arange(len(part), 0, -1))
         low += total

@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self, cast
 
 import h5py
 import numpy as np
 
+from common.archive.checks import BrokenArchive, check_chunk, check_opening, check_part
 from common.archive.hdf5 import ChunkedDataset, Dataset, Group, StoredChunk, text, texts
 from common.archive.log import (
     ARCHIVE_VERSION,
@@ -21,15 +22,13 @@ from common.archive.log import (
     Opening,
     Part,
     Placed,
+    Record,
     ReferenceChunk,
 )
+from common.configuration import Configuration
 
 FRAME_ID, ACQUIRED_AT = np.dtype("<i8"), np.dtype("<f8")
 FORMULA = "measurement = (data + offset) * scale"
-
-
-class BrokenArchive(ValueError):
-    """A file that is no archive, or cannot be read any further; the message is one line."""
 
 
 @dataclass
@@ -37,6 +36,7 @@ class PartIndex:
     """One part and its chunks."""
 
     part: Part
+    configuration: Configuration
     offset: StoredChunk
     chunks: dict[int, tuple[FrameChunk, int]] = field(default_factory=dict[int, tuple[FrameChunk, int]])
 
@@ -53,17 +53,40 @@ class PartIndex:
 
 @dataclass
 class Index:
-    """What the records so far have said."""
+    """What the records so far have said.
+
+    Raises
+    ------
+    BrokenArchive
+        If the first of them is not the beginning of a session.
+    """
 
     opening: Opening
-    parts: list[PartIndex] = field(default_factory=list[PartIndex])
+    parts: dict[int, PartIndex] = field(default_factory=dict[int, PartIndex])
     references: list[tuple[int, StoredChunk]] = field(default_factory=list[tuple[int, StoredChunk]])
     ending: Ending | None = None
+    has_gap: bool = False  # records before the next one may be missing
+
+    def __post_init__(self) -> None:
+        check_opening(self.opening)
+
+    @classmethod
+    def of(cls, record: Record) -> Self:
+        """That of a file whose first record is this one.
+
+        Raises
+        ------
+        BrokenArchive
+            If it does not begin a session.
+        """
+        if not isinstance(record, Opening):
+            raise BrokenArchive("its first record is not that of a session")
+        return cls(record)
 
     @property
     def frames(self) -> int:
         """How many frames' measurements there are."""
-        return sum(part.frames for part in self.parts)
+        return sum(part.frames for part in self.parts.values())
 
     def add(self, placed: Placed) -> None:
         """Take note of a record.
@@ -75,12 +98,14 @@ class Index:
         """
         match placed.record:
             case Part() as part:
-                rows = part.offset_shape[0] if part.offset_shape else 1
-                self.parts.append(PartIndex(part, StoredChunk(0, placed.body, placed.size if rows else 0)))
+                self._add_part(part, placed)
             case FrameChunk() as chunk:
-                if not 0 <= chunk.part < len(self.parts) or sum(chunk.sizes) != placed.size:
+                indexed = self.parts.get(chunk.part)
+                if indexed is not None:
+                    check_chunk(chunk, indexed.part, placed.size)
+                    indexed.chunks[chunk.row] = (chunk, placed.body)
+                elif not self.has_gap:
                     raise BrokenArchive(f"the record at byte {placed.body} contradicts those before it")
-                self.parts[chunk.part].chunks[chunk.row] = (chunk, placed.body)
             case ReferenceChunk(frame_id=frame):
                 row = len(self.references)
                 self.references.append((frame, StoredChunk(row, placed.body, placed.size)))
@@ -88,6 +113,15 @@ class Index:
                 self.ending = ending
             case Opening() | Contents():
                 pass
+
+    def _add_part(self, part: Part, placed: Placed) -> None:
+        configuration = check_part(part, self.opening)
+        number = len(self.parts) if part.number is None else part.number
+        if self.has_gap and part.number is None:
+            return  # a part may be missing before it; earlier versions did not say which one it is
+        if number in self.parts or (number != len(self.parts) and not self.has_gap):
+            raise BrokenArchive(f"the part at byte {placed.body} is number {number}")
+        self.parts[number] = PartIndex(part, configuration, StoredChunk(0, placed.body, placed.size))
 
 
 def relion_dtype(columns: Sequence[tuple[str, str]]) -> np.dtype[Any]:
@@ -116,7 +150,7 @@ def lost_ranges(frames: Sequence[int], reasons: Sequence[str]) -> list[Lost]:
 def tree(index: Index) -> Group:
     """The archive as HDF5 readers see it."""
     opening, ending, start = index.opening, index.ending, index.opening.start
-    measurements = {f"configuration_{number:03d}": _part(part) for number, part in enumerate(index.parts, 1)}
+    measurements = {f"configuration_{number + 1:03d}": _part(part) for number, part in index.parts.items()}
     pixel_size = float(start["pixel_size_angstrom"])
     detector = Group(
         {
@@ -236,5 +270,10 @@ def _iso(seconds: float) -> str:
 
 
 def _sample(specification: dict[str, Any]) -> str:
-    source = specification.get("source", {})
-    return str(source.get("path") or source.get("specimen", {}).get("structure") or source.get("kind", ""))
+    source = specification.get("source")
+    if not isinstance(source, dict):
+        return ""
+    known = cast(dict[str, Any], source)
+    specimen = known.get("specimen")
+    structure = cast(dict[str, Any], specimen).get("structure") if isinstance(specimen, dict) else None
+    return str(known.get("path") or structure or known.get("kind", ""))

@@ -1,36 +1,36 @@
-"""Reads archives, with the HDF5 library alone; of one that was cut or not completed, what is whole.
+"""Reads archives by their own log, without the HDF5 library; of one that was cut or damaged, what is whole.
 
-The library refuses a file that ends before its superblock says, and a table of contents may be cut off or out
-of date. The records of the log are all there up to the cut, so the table of contents is made again from them,
-in memory, and laid behind the file for the library to see: nothing is copied, and reading is the same.
+The library can do far more than an archive needs: follow links into other files, load filters from plug-ins,
+allocate what a header says; and it is a quarter of a million lines of C. So it never sees a file that comes
+from elsewhere. Every chunk has a record before it that says what it holds (``log``), whose header has a
+checksum, types and bounds, and the chunks are inflated by zlib, each up to the size it must have. The table
+of contents in the file is for other programs; here it is not read.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from common.archive.hdf5 import encode_tree, superblock
-from common.archive.layout import BrokenArchive, Index, tree
-from common.archive.log import ARCHIVE_VERSION, FIRST_RECORD, Lost
-from common.archive.writer import read_log
+from common.archive.checks import one_line, row_dtype
+from common.archive.chunks import decode_chunk
+from common.archive.hdf5 import SIGNATURE, StoredChunk
+from common.archive.layout import ACQUIRED_AT, FRAME_ID, BrokenArchive, Index, PartIndex
+from common.archive.log import FrameChunk, Gap, Lost, every_record
 from common.configuration import Configuration
-from common.wire.codec import MAX_ARRAY_BYTES
+from common.roots import ANYWHERE, NotAllowed, Roots
+from common.wire.messages import MAX_FRAME_ID
 
-LARGEST_SIDE = 65536
-LARGEST_FRAME_PIXELS = 1 << 29
-LARGEST_TEXT_BYTES = 256 << 20
+MOST_FRAMES = 1 << 28
 CUT = "not in the archive, which was cut or never completed"
+DAMAGED = "not in the archive, which is damaged"
 
 
 @dataclass(frozen=True)
@@ -55,42 +55,37 @@ class Part:
     frame_ids, acquired_at : (frames,) arrays
     """
 
-    def __init__(self, group: Any) -> None:
-        self._where = f"{group.file.filename}: {group.name}"
-        self._group = group
-        try:
-            self.configuration = Configuration.model_validate(_json(group, "configuration"))
-        except ValidationError as error:
-            raise BrokenArchive(f"{self._where}: configuration: {error.errors()[0]['msg']}") from error
-        _check_shape(self._where, self.configuration.shape)
-        self._data = _dataset(group, "data")
-        self._relion = _dataset(group, "relion") if "relion" in group else None
-        self.frames = int(self._data.shape[0]) if self._data.shape else 0
-        others = [_dataset(group, "frame_id"), _dataset(group, "acquired_at")]
-        for other in [*others, *([self._relion] if self._relion is not None else [])]:
-            if other.shape != (self.frames,):
-                raise BrokenArchive(
-                    f"{self._where}: {self.frames} measurements, but {other.name} is of shape {other.shape}"
-                )
-        for dataset in [self._data, *others, *([self._relion] if self._relion is not None else [])]:
-            _check_chunks(self._where, dataset)
-        if self._data.dtype.kind not in "iuf" or others[0].dtype.kind not in "iu":
-            raise BrokenArchive(f"{self._where}: data of {self._data.dtype}, numbers expected")
-        offset = _dataset(group, "offset")
-        if offset.shape not in ((1,), self._data.shape[1:]) or offset.dtype.kind not in "iuf":
-            raise BrokenArchive(f"{self._where}: offset of shape {offset.shape} does not go with the data")
-        self.chunk_rows = int(self._data.chunks[0])
-        self.frame_ids: NDArray[Any] = _read(self._where, others[0])
-        self.acquired_at: NDArray[Any] = _read(self._where, others[1])
-        self._offset: NDArray[Any] = _read(self._where, offset)
-        self._centre = int(offset.attrs["centre"])
-        self._wire_dtype = np.dtype(_text(self._data.attrs["wire_dtype"]))
-        self.scale = float(_read(self._where, _dataset(group, "scale")))
+    def __init__(self, where: str, file: int, indexed: PartIndex) -> None:
+        self._where, self._file, part = where, file, indexed.part
+        self.configuration: Configuration = indexed.configuration
+        self.chunk_rows, self.scale = part.chunk_rows, part.scale
+        self._chunks = [indexed.chunks[row] for row in sorted(indexed.chunks)]
+        self.frames = sum(header.frames for header, _ in self._chunks)
+        if self.frames > MOST_FRAMES:
+            raise BrokenArchive(f"{where}: {self.frames} frames")
+        if any(header.frames < part.chunk_rows for header, _ in self._chunks[:-1]):
+            raise BrokenArchive(f"{where}: a chunk in the middle of a configuration is not full")
+        self._shape, self._dtype = part.measurement_shape, np.dtype(part.dtype)
+        self._columns = row_dtype(part) if part.columns else None
+        self._centre, self._wire_dtype = part.centre, np.dtype(part.wire_dtype)
+        kind = np.dtype("<f8") if self._dtype.kind == "f" else np.dtype("<i8")
+        count = math.prod(part.offset_shape)
+        offset = _chunk(where, "offset", file, (indexed.offset.address, indexed.offset.size), kind, count)
+        self._offset: NDArray[Any] = offset.reshape(part.offset_shape)
+        # identifiers are small, and every frame must be known; what holds them may be damaged
+        known = [chunk for chunk in self._chunks if self._is_whole(chunk)]
+        self._chunks, left = known, len(self._chunks) - len(known)
+        self.unreadable = left
+        self.frames = sum(header.frames for header, _ in known)
+        self.frame_ids: NDArray[Any] = self._joined(1, FRAME_ID, known)
+        self.acquired_at: NDArray[Any] = self._joined(2, ACQUIRED_AT, known)
+        if not np.isfinite(self.acquired_at).all():
+            raise BrokenArchive(f"{where}: a time that is no number")
 
     @property
     def measurement_shape(self) -> tuple[int, ...]:
         """Of one frame."""
-        return tuple(self._data.shape[1:])
+        return self._shape
 
     def read(self, first: int, count: int) -> Rows:
         """Rows first .. first+count-1, fewer at the end.
@@ -101,24 +96,70 @@ class Part:
             If a chunk is damaged.
         """
         rows = slice(first, min(first + count, self.frames))
-        data = _read(self._where, self._data, rows)
+        data = self._rows(0, rows)
         values = data if not self._centre else data.astype(np.int64) + self._centre
         values = values.astype(self._wire_dtype, copy=False)
         metadata = None
-        if self._relion is not None:
-            table = _read(self._where, self._relion, rows)
-            metadata = {name: _column(table[name]) for name in table.dtype.names or ()}
+        if self._columns is not None:
+            table = self._rows(3, rows)
+            metadata = {name: _column(table[name]) for name in self._columns.names or ()}
         return Rows(self.frame_ids[rows].tolist(), self.acquired_at[rows].tolist(), values, metadata)
 
     def measurements(self, first: int, count: int) -> NDArray[Any]:
         """Measurements as the mask gives them: (data + offset) * scale."""
-        rows = slice(first, min(first + count, self.frames))
-        data = _read(self._where, self._data, rows)
+        data = self._rows(0, slice(first, min(first + count, self.frames)))
         return (data.astype(np.result_type(data, self._offset)) + self._offset) * self.scale
+
+    def _rows(self, column: int, rows: slice) -> NDArray[Any]:
+        """Some rows of ``data`` (0) or of the RELION columns (3)."""
+        begin = rows.start // self.chunk_rows
+        chunks = self._chunks[begin : -(-rows.stop // self.chunk_rows)]
+        dtype, shape = (self._dtype, self._shape) if column == 0 else (self._columns, ())
+        assert dtype is not None
+        if not chunks:
+            return np.zeros((0, *shape), dtype)
+        every = self._joined(column, dtype, chunks, shape)
+        at = begin * self.chunk_rows
+        return every[rows.start - at : rows.stop - at]
+
+    def _joined(
+        self,
+        column: int,
+        dtype: np.dtype[Any],
+        chunks: Iterable[tuple[FrameChunk, int]],
+        shape: tuple[int, ...] = (),
+    ) -> NDArray[Any]:
+        """A column of whole chunks, (n, *shape)."""
+        pieces = [self._decoded(column, dtype, chunk, shape) for chunk in chunks]
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros((0, *shape), dtype), *pieces])
+
+    def _decoded(
+        self, column: int, dtype: np.dtype[Any], chunk: tuple[FrameChunk, int], shape: tuple[int, ...] = ()
+    ) -> NDArray[Any]:
+        header, body = chunk
+        place = body + sum(header.sizes[:column]), header.sizes[column]
+        name = ("data", "frame_id", "acquired_at", "relion")[column]
+        values = _chunk(self._where, name, self._file, place, dtype, self.chunk_rows * math.prod(shape))
+        return values.reshape(self.chunk_rows, *shape)[: header.frames]
+
+    def _is_whole(self, chunk: tuple[FrameChunk, int]) -> bool:
+        """Whether it can be told which frames it holds."""
+        try:
+            self._decoded(1, FRAME_ID, chunk)
+            self._decoded(2, ACQUIRED_AT, chunk)
+        except BrokenArchive:
+            return False
+        return True
 
 
 class Archive:
     """An open archive.
+
+    Parameters
+    ----------
+    path : Path
+    inputs : Roots
+        What may be read.
 
     Attributes
     ----------
@@ -130,11 +171,13 @@ class Archive:
     references : list[int]
         Frames that are also kept whole.
     lost : list[Lost]
-        Frames that were acquired and are not here, with the reason.
+        Frames that were acquired and are not here, with the reason, ascending.
     account : dict
         ``session.json`` of the session; empty if it was not known.
     whole : bool
         False: the file was cut, or its writer was stopped; what follows was not read.
+    damaged_at : int, optional
+        Byte of the first record that cannot be read though others follow.
 
     Raises
     ------
@@ -144,117 +187,112 @@ class Archive:
         If it cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, inputs: Roots = ANYWHERE) -> None:
         self.path = path
-        if path.is_dir():
-            raise BrokenArchive(f"{path}: is a folder, not an archive")
-        size = path.stat().st_size
-        if not h5py.is_hdf5(path):
-            raise BrokenArchive(f"{path}: is not an HDF5 file")
-        self._overlay: _Completed | None = None
-        self._file = self._open()
         try:
+            with inputs.open(path) as file:
+                self._file = os.dup(file.fileno())
+        except IsADirectoryError:
+            raise BrokenArchive(f"{path}: is a folder, not an archive") from None
+        except NotAllowed as error:
+            raise BrokenArchive(str(error)) from error
+        try:
+            self.size = os.fstat(self._file).st_size
             self._read()
-        except BrokenArchive:
+        except BrokenArchive as error:
+            self.close()
+            message = str(error)
+            raise BrokenArchive(message if str(path) in message else f"{path}: {message}") from error
+        except BaseException:
             self.close()
             raise
-        except (KeyError, TypeError, ValueError, OSError, RuntimeError, AttributeError) as error:
-            self.close()
-            raise BrokenArchive(f"{path}: cannot be read: {_line(error)}") from error
-        self.size = size
 
-    def _open(self) -> Any:
-        """The file as it is, or with a table of contents of what is whole."""
-        reason = ""
-        try:
-            file: Any = h5py.File(self.path, "r")
-        except OSError as error:
-            reason = _line(error)
-        else:
-            if "entry" not in file or "complete" not in file["entry"].attrs:
-                file.close()
-                raise BrokenArchive(f"{self.path}: is an HDF5 file, but not an archive of CryoFlux")
-            if file["entry"].attrs["complete"]:
-                return file
-            file.close()
-        with self.path.open("rb") as stream:
-            try:
-                index, end = read_log(self.path, stream)
-            except BrokenArchive as error:
-                raise BrokenArchive(f"{error}; HDF5 says: {reason}" if reason else str(error)) from error
-        self._overlay = _Completed(self.path, index, end)
-        return h5py.File(self._overlay, "r")
+    def _index(self) -> Index:
+        """What the records say."""
+        if os.pread(self._file, len(SIGNATURE), 0) != SIGNATURE:
+            raise BrokenArchive("is not an HDF5 file")
+        index: Index | None = None
+        self.damaged_at: int | None = None
+        with open(self._file, "rb", closefd=False) as stream:
+            for placed in every_record(stream, self.size):
+                if index is None:
+                    if isinstance(placed, Gap):
+                        break
+                    index = Index.of(placed.record)
+                elif isinstance(placed, Gap):
+                    index.has_gap = True
+                    self.damaged_at = placed.begin if self.damaged_at is None else self.damaged_at
+                else:
+                    index.add(placed)
+        if index is None:
+            raise BrokenArchive(
+                "is an HDF5 file, but not an archive of CryoFlux, or was cut before its first frame, "
+                "or rewritten by another program"
+            )
+        return index
 
     def _read(self) -> None:
-        root: Any = self._file
-        version = int(root.attrs.get("cryoflux_archive_version", 0))
-        if version != ARCHIVE_VERSION:
-            raise BrokenArchive(
-                f"{self.path}: an archive of version {version}; this CryoFlux reads version {ARCHIVE_VERSION}"
-            )
-        entry = root["entry"]
-        self.whole = bool(entry.attrs["complete"])
-        for name in ("session", "measurements", "references"):
-            if not isinstance(entry.get(name), h5py.Group):
-                raise BrokenArchive(f"{self.path}: has no group /entry/{name}")
-        session = entry["session"]
-        self.start: dict[str, Any] = _json(session, "start")
-        self.specification: dict[str, Any] = _json(session, "specification")
-        self.account: dict[str, Any] = _json(session, "account") if "account" in session else {}
-        _check_shape(str(self.path), self.start["shape"])
-        self.parts = [Part(group) for _, group in sorted(entry["measurements"].items())]
-        for part in self.parts:
-            if list(part.configuration.shape) != list(self.start["shape"]):
-                raise BrokenArchive(f"{self.path}: a configuration for frames of another shape")
-        self._references = _dataset(entry["references"], "data")
-        _check_chunks(str(self.path), self._references)
-        ids = _read(str(self.path), _dataset(entry["references"], "frame_id"))
-        if ids.shape != self._references.shape[:1] or list(self._references.shape[1:]) != list(
-            self.start["shape"]
-        ):
-            raise BrokenArchive(f"{self.path}: references of shape {self._references.shape}, {len(ids)} ids")
-        self.references: list[int] = ids.tolist()
-        self._slots = {frame: slot for slot, frame in enumerate(self.references)}
-        every = np.concatenate([np.zeros(0, np.int64), *(part.frame_ids for part in self.parts)])
-        if len(np.unique(every)) != len(every) or (len(every) and every.min() < 0):
-            raise BrokenArchive(f"{self.path}: a frame stands in it twice, or has a negative number")
-        self.frames = len(every)
-        self._account_for(entry, every)
-
-    def _account_for(self, entry: Any, every: NDArray[Any]) -> None:
-        """Which frames were acquired, and which of them are lost."""
-        highest = int(every.max(initial=-1)) + 1
-        if not self.whole:
-            if highest > 64 * (self.frames + 1_000_000):
-                raise BrokenArchive(f"{self.path}: frame {highest - 1} among {self.frames} frames")
-            here = np.zeros(highest, bool)
-            here[every] = True
-            self.lost = [Lost(k, k, CUT) for k in np.flatnonzero(~here).tolist()]
-            self.frames_acquired = highest
-            return
-        lost = entry["lost"]
-        names = ("first", "last", "reason")
-        first, last, reason = (_read(str(self.path), _dataset(lost, name)) for name in names)
-        if not len(first) == len(last) == len(reason):
-            raise BrokenArchive(f"{self.path}: /entry/lost: tables of different lengths")
-        self.frames_acquired = int(lost.attrs["frames_acquired"])
-        self.lost = [
-            Lost(int(a), int(b), why.decode(errors="replace"))
-            for a, b, why in zip(first, last, reason, strict=True)
+        index = self._index()
+        opening, ending = index.opening, index.ending
+        self.whole = ending is not None
+        self.start: dict[str, Any] = opening.start
+        self.specification: dict[str, Any] = opening.specification
+        self.account: dict[str, Any] = ending.account if ending is not None else {}
+        self.parts = [
+            Part(f"{self.path}: configuration_{number + 1:03d}", self._file, indexed)
+            for number, indexed in index.parts.items()
         ]
-        count = sum(lost.last - lost.first + 1 for lost in self.lost)
-        if self.frames + count != self.frames_acquired or highest > self.frames_acquired:
+        self.unreadable = sum(part.unreadable for part in self.parts)
+        self._slots: dict[int, StoredChunk] = dict(index.references)
+        if len(self._slots) < len(index.references):
+            raise BrokenArchive("a reference stands in it twice")
+        self.references = list(self._slots)
+        ids = [np.zeros(0, np.int64), *(part.frame_ids for part in self.parts)]
+        if sum(map(len, ids)) > MOST_FRAMES:
+            raise BrokenArchive(f"more than {MOST_FRAMES} frames")
+        every = np.sort(np.concatenate(ids))
+        if len(every) and (every[0] < 0 or every[-1] > MAX_FRAME_ID):
+            raise BrokenArchive("a frame of a number beyond all that there are")
+        if (every[1:] == every[:-1]).any():
+            raise BrokenArchive("a frame stands in it twice")
+        self.frames = len(every)
+        self._account_for(every, None if ending is None else (ending.frames_acquired, ending.lost))
+
+    def _account_for(self, every: NDArray[Any], known: tuple[int, list[Lost]] | None) -> None:
+        """Which frames were acquired, and which are lost; ``every``: those that are here, ascending."""
+        highest = int(every[-1]) + 1 if len(every) else 0
+        is_damaged = self.damaged_at is not None or self.unreadable > 0
+        if known is None:
+            self.frames_acquired = highest
+            self.lost = _missing(every, highest, [], DAMAGED if is_damaged else CUT)
+            return
+        self.frames_acquired, lost = known
+        last = -1
+        for given in lost:
+            if not last < given.first <= given.last < self.frames_acquired:
+                raise BrokenArchive("its ranges of lost frames overlap, or are beyond the last frame")
+            last = given.last
+            if np.searchsorted(every, given.first) != np.searchsorted(every, given.last, "right"):
+                raise BrokenArchive(f"frames {given.first} to {given.last}: lost, but some are there")
+        count = sum(given.last - given.first + 1 for given in lost)
+        missing = self.frames_acquired - self.frames - count
+        if missing < 0 or highest > self.frames_acquired or (missing and not is_damaged):
             raise BrokenArchive(
-                f"{self.path}: {self.frames_acquired} frames acquired, but {self.frames} are there "
-                f"and {count} lost"
+                f"{self.frames_acquired} frames acquired, but {self.frames} are there and {count} lost"
             )
+        self.lost = lost if not missing else _missing(every, self.frames_acquired, lost, DAMAGED)
 
     @property
     def message(self) -> str:
         """What is to be said about an archive that is not whole, in one line; else nothing."""
+        if self.damaged_at is not None or self.unreadable:
+            where = f" at byte {self.damaged_at}" if self.damaged_at is not None else ""
+            lost = sum(lost.last - lost.first + 1 for lost in self.lost if lost.reason == DAMAGED)
+            return f"{self.path}: is damaged{where}; {self.frames} frames can be read, {lost} cannot"
         if self.whole:
             return ""
-        missing = f"; {len(self.lost)} before the last of them are missing" if self.lost else ""
+        lost = sum(lost.last - lost.first + 1 for lost in self.lost)
+        missing = f"; {lost} before the last of them are missing" if lost else ""
         return f"{self.path}: was cut or never completed; {self.frames} frames in whole chunks{missing}"
 
     @property
@@ -273,14 +311,20 @@ class Archive:
         BrokenArchive
             If its chunk is damaged.
         """
-        slot = self._slots.get(frame_id)
-        return None if slot is None else _read(str(self.path), self._references, slot)
+        chunk = self._slots.get(frame_id)
+        if chunk is None:
+            return None
+        height, width = self.start["shape"]
+        dtype = np.dtype(self.start["dtype"]).newbyteorder("<")
+        place = chunk.address, chunk.size
+        name = f"reference {frame_id}"
+        return _chunk(str(self.path), name, self._file, place, dtype, height * width).reshape(height, width)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
-        if self._overlay is not None:
-            self._overlay.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def __enter__(self) -> Self:
         return self
@@ -289,112 +333,30 @@ class Archive:
         self.close()
 
 
-class _Completed(io.RawIOBase):
-    """The whole records of a file with a new superblock, and a new table of contents behind them."""
-
-    def __init__(self, path: Path, index: Index, end: int) -> None:
-        super().__init__()
-        self._path, self._end, self._at = path, end, 0
-        self._file = os.open(path, os.O_RDONLY)
-        self._contents, root = encode_tree(tree(index), end)
-        self._size = end + len(self._contents)
-        self._head = superblock(root, self._size).ljust(FIRST_RECORD, b"\0")
-        self.name = os.fspath(path)
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        done = 0
-        while done < len(view) and self._at < self._size:
-            data = self._piece(len(view) - done)
-            view[done : done + len(data)] = data
-            done, self._at = done + len(data), self._at + len(data)
-        return done
-
-    def _piece(self, count: int) -> bytes:
-        if self._at < FIRST_RECORD:
-            return self._head[self._at : self._at + count]
-        if self._at < self._end:
-            data = os.pread(self._file, min(count, self._end - self._at), self._at)
-            if not data:
-                raise OSError(f"{self._path}: is shorter than it was")
-            return data
-        return self._contents[self._at - self._end :][:count]
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence] + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self._file)
-        super().close()
+def _missing(every: NDArray[Any], acquired: int, lost: list[Lost], reason: str) -> list[Lost]:
+    """``lost`` and, for that reason, all other frames that are not among ``every``, ascending."""
+    begins = np.concatenate([every, [given.first for given in lost], [acquired]]).astype(np.int64)
+    ends = np.concatenate([every, [given.last for given in lost], [acquired]]).astype(np.int64) + 1
+    order = np.argsort(begins, kind="stable")
+    before = np.concatenate([[0], ends[order][:-1]])
+    gaps = np.flatnonzero(before < begins[order])
+    found = [Lost(int(before[k]), int(begins[order][k]) - 1, reason) for k in gaps]
+    return sorted([*lost, *found], key=lambda given: given.first)
 
 
-def _dataset(group: Any, name: str) -> Any:
-    found = group.get(name)
-    if not isinstance(found, h5py.Dataset):
-        raise BrokenArchive(f"{group.file.filename}: has no dataset {group.name}/{name}")
-    return found
-
-
-def _check_shape(where: str, shape: Any) -> None:
-    if len(shape) != 2 or not all(0 < side <= LARGEST_SIDE for side in shape):
-        raise BrokenArchive(f"{where}: frames of shape {shape!s:.60}")
-    if math.prod(shape) > LARGEST_FRAME_PIXELS:
-        raise BrokenArchive(f"{where}: frames of shape {shape!s:.60} are larger than {LARGEST_FRAME_PIXELS}")
-
-
-def _check_chunks(where: str, dataset: Any) -> None:
-    """Every chunk must be there, so that a shape cannot claim more than the file has."""
-    if not dataset.chunks or dataset.chunks[1:] != dataset.shape[1:]:
-        raise BrokenArchive(f"{where}: {dataset.name} is not in chunks of whole frames")
-    if math.prod(dataset.chunks) * dataset.dtype.itemsize > MAX_ARRAY_BYTES:
-        raise BrokenArchive(f"{where}: {dataset.name} has chunks of shape {dataset.chunks}, which is absurd")
-    there, needed = dataset.id.get_num_chunks(), -(-dataset.shape[0] // dataset.chunks[0])
-    if there != needed:
-        raise BrokenArchive(
-            f"{where}: {dataset.name} of shape {dataset.shape} has {there} of {needed} chunks"
-        )
-
-
-def _read(where: str, dataset: Any, what: Any = ()) -> Any:
+def _chunk(
+    where: str, name: str, file: int, place: tuple[int, int], dtype: np.dtype[Any], count: int
+) -> NDArray[Any]:
+    """The values of a chunk at (address, size), (count,)."""
+    address, size = place
     try:
-        return dataset[what]
-    except (OSError, RuntimeError) as error:
-        raise BrokenArchive(f"{where}: {dataset.name} is damaged: {_line(error)}") from error
-
-
-def _json(group: Any, name: str) -> Any:
-    dataset = _dataset(group, name)
-    if dataset.shape != () or dataset.dtype.kind not in "SO" or dataset.dtype.itemsize > LARGEST_TEXT_BYTES:
-        raise BrokenArchive(f"{group.file.filename}: {dataset.name} is no text")
-    try:
-        document = json.loads(_read(str(group.file.filename), dataset))
-    except ValueError as error:
-        raise BrokenArchive(f"{group.file.filename}: {dataset.name} is no JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise BrokenArchive(f"{group.file.filename}: {dataset.name} is no JSON object")
-    return document
+        data = os.pread(file, size, address)
+        return decode_chunk(data, dtype, count)
+    except (OSError, ValueError) as error:
+        raise BrokenArchive(f"{where}: {name} is damaged: {one_line(error)}") from error
 
 
 def _column(values: NDArray[Any]) -> list[Any]:
-    if values.dtype.kind in "SO":
+    if values.dtype.kind == "S":
         return [value.decode(errors="replace") for value in values.tolist()]
     return values.tolist()
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

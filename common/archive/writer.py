@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from common.archive.checks import one_line
 from common.archive.chunks import decode_chunk, encode_chunk
 from common.archive.hdf5 import SIGNATURE, encode_tree, superblock
 from common.archive.layout import (
@@ -40,10 +41,12 @@ from common.archive.log import (
     whole_records,
 )
 from common.whole import write_all_at
+from common.wire.messages import MAX_FRAME_ID
 
 CHUNK_VALUES = 1 << 18
 CHUNK_FRAMES = 128
 CENTRE = 128  # where most values lie, so that they fit one byte
+MOST_SPARSE = 64  # times as many frame numbers as there are frames, where a writer goes on
 SMALLEST_VIEW_BYTES = 4 << 20  # HDF5's view is renewed when the file has grown by so much, and by half
 
 Metadata = Mapping[str, Sequence[Any]]
@@ -147,11 +150,11 @@ class ArchiveWriter:
             writer = cls(path, file, index, end)
             writer._take_up()
             writer.renew_view()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError) as error:
             os.close(file)
             if isinstance(error, BrokenArchive | OSError):
                 raise
-            raise BrokenArchive(f"{path}: {error}") from error
+            raise BrokenArchive(f"{path}: {one_line(error)}") from error
         return writer
 
     # ---- frames
@@ -265,7 +268,10 @@ class ArchiveWriter:
 
     def _append(self, record: Record, body: bytes = b"") -> int:
         """Write one record; where its body lies."""
-        header = encode_header(record, len(body))
+        try:
+            header = encode_header(record, len(body))
+        except ValueError as error:
+            raise BrokenArchive(f"{self.path}: {error}; what was appended before can be read") from error
         try:
             write_all_at(self._file, header + body, self._end)
         except OSError:
@@ -297,6 +303,7 @@ class ArchiveWriter:
             wire_dtype=values.dtype.name,
             offset_shape=offset.shape,
             columns=_columns(columns, widest.columns if widest is not None else []),
+            number=len(self.index.parts),
         )
         self._append(part, encode_chunk(offset, len(offset)))
         number = len(self.index.parts) - 1
@@ -329,10 +336,14 @@ class ArchiveWriter:
 
     def _take_up(self) -> None:
         """Know again which frames are there. Further ones go into parts of their own."""
-        for indexed in self.index.parts:
+        limit = MOST_SPARSE * (self.index.frames + 1_000_000)
+        for indexed in self.index.parts.values():
             for header, body in indexed.chunks.values():
                 chunk = os.pread(self._file, header.sizes[1], body + header.sizes[0])
-                for frame in decode_chunk(chunk, FRAME_ID)[: header.frames].tolist():
+                frames = decode_chunk(chunk, FRAME_ID, indexed.part.chunk_rows)[: header.frames]
+                if frames.min() < 0 or frames.max() > min(limit, MAX_FRAME_ID):
+                    raise BrokenArchive(f"{self.path}: frame {frames.max()} among {self.index.frames} frames")
+                for frame in frames.tolist():
                     self._mark(frame)
 
 
@@ -350,12 +361,13 @@ def read_log(path: Path, file: io.BufferedReader) -> tuple[Index, int]:
         raise BrokenArchive(f"{path}: is not an HDF5 file")
     index, end = None, FIRST_RECORD
     for placed in whole_records(file, size):
-        if index is None:
-            if not isinstance(placed.record, Opening):
-                break
-            index = Index(placed.record)
-        else:
-            index.add(placed)
+        try:
+            if index is None:
+                index = Index.of(placed.record)
+            else:
+                index.add(placed)
+        except BrokenArchive as error:
+            raise BrokenArchive(f"{path}: {error}") from error
         end = placed.end
     if index is None:
         raise BrokenArchive(f"{path}: is no archive of a session, or was cut before its first frame")

@@ -16,7 +16,15 @@ from pathlib import Path
 
 import atheris
 
-PACKAGES = ("common.wire", "detector_sim.sources", "reconstructor.archive", "reconstructor.journal")
+PACKAGES = (
+    "common.wire",
+    "common.archive",
+    "detector_sim.sources",
+    "detector_sim.replay",
+    "reconstructor.archive",
+    "reconstructor.journal",
+    "reconstructor.recorded",
+)
 
 # Address space that the process may take beyond what it has once all is imported, touched or not: what asks
 # for more because of an input of a few kilobytes is a finding.
@@ -32,8 +40,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100_000)
     parser.add_argument("--longest", type=int, default=4096, help="bytes of an input")
     parser.add_argument("--output", type=Path, default=Path("output/fuzz"))
-    parser.add_argument("libfuzzer", nargs="*", help="after --: options of libFuzzer")
-    arguments = parser.parse_args()
+    given = [*sys.argv[1:], "--"]
+    own, libfuzzer = given[: given.index("--")], given[given.index("--") + 1 : -1]
+    arguments = parser.parse_args(own)
 
     with atheris.instrument_imports(include=list(PACKAGES), exclude=["common.wire.codec"]):
         from tests.fuzz.shapes import mutated
@@ -82,7 +91,7 @@ def main() -> None:
         f"-artifact_prefix={found}/",
         "-print_final_stats=1",
         "-verbosity=0",
-        *arguments.libfuzzer,
+        *libfuzzer,
     ]
     atheris.Setup([sys.argv[0], *options, str(grown), str(seeds)], once, custom_mutator=mutate)
     atheris.Fuzz()

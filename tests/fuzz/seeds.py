@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import tifffile
 
-from common.configuration import CodecSpec
+from common.archive import ArchiveWriter, Measured, Opening
+from common.configuration import CodecSpec, Configuration
+from common.flat_level import FlatLevel
+from common.operators.spec import MaskSpec
 from common.wire.codec import encode_array
 from common.wire.messages import (
     Ack,
@@ -36,6 +40,7 @@ from common.wire.messages import (
 )
 from reconstructor.archive import MAGIC
 from reconstructor.journal import COLUMNS
+from tests.fuzz.forging import of_kind, put_together, taken_apart
 
 CORPUS = Path(__file__).parent / "corpus"
 SERIES = "6f0c1f7e-8a51-4b07-9df5-7bb8e1b9f0a1"
@@ -189,6 +194,65 @@ _rlnMagnification
 SIMPLE_STAR = "data_p\n_rlnImageName '2@s.mrcs'\n_rlnAnglePsi -12.5\n"
 
 
+SIDE = 16  # of an archive's frames
+
+
+def archived(*codecs: tuple[dict[str, object], CodecSpec], cut: bool = False, views: bool = False) -> bytes:
+    """A small archive: five frames of each configuration, one of them whole, with and without metadata."""
+    start = msgspec.structs.replace(headers()[0], shape=(SIDE, SIDE), calibration={})
+    opening = Opening(
+        software="cryoflux", created_at=1.7e9, start=msgspec.to_builtins(start), specification={}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.h5"
+        with ArchiveWriter.create(path, opening) as writer:
+            for number, (mask, codec) in enumerate(codecs):
+                _archive_part(writer, number, MaskSpec.model_validate(mask), codec)
+            writer.finish(5 * len(codecs) + 3, lambda frame: f"worker {frame // 12} died", {"frames": {}})
+        head, records, _ = taken_apart(path.read_bytes())
+    kept = [record for record in records if views or record.header["record"] != "contents"]
+    for record in of_kind(kept, "ending"):
+        record.header["finished_at"] = 1.7e9
+    if cut:
+        kept = kept[: -1 - views]
+    whole = put_together(head, kept)
+    return whole[:-20] if cut else whole
+
+
+def _archive_part(writer: ArchiveWriter, number: int, mask: MaskSpec, codec: CodecSpec) -> None:
+    operator = mask.build((SIDE, SIDE))
+    configuration = Configuration.create(
+        mask,
+        (SIDE, SIDE),
+        "uint8" if codec.values == "integer" else "float32",
+        codec,
+        mask_hash=operator.mask_hash,
+        compression_factor=operator.compression_factor,
+        printed_compression_factor=operator.printed_compression_factor,
+    )
+    counts = np.random.default_rng(number).poisson(30, (5, *operator.measurement_shape))
+    flat = np.zeros(1, np.int64)
+    if codec.level:
+        zeros = np.zeros((1, *operator.measurement_shape), np.int64)
+        flat = FlatLevel(operator, codec.level).put_back(zeros)[0]
+    kind = {"integer": "i2", "quantised": "i4"}.get(codec.values, "f4")
+    frames = range(5 * number, 5 * number + 5)
+    writer.append(
+        Measured(
+            configuration=configuration.model_dump(mode="json"),
+            values=counts.astype(kind),
+            scale=codec.step or 1.0,
+            flat=flat,
+            frame_ids=frames,
+            acquired_at=[1.7e9 + frame / 7 for frame in frames],
+            metadata={"rlnDefocusU": [1e4] * 5, "rlnImageName": [f"{k}@s.mrcs" for k in frames]}
+            if number % 2
+            else None,
+        )
+    )
+    writer.add_reference(5 * number, np.full((SIDE, SIDE), number, np.uint8))
+
+
 def spoiled(content: bytes, *changes: tuple[int, str, int]) -> bytes:
     """The same with some numbers in it replaced: (place, layout, number)."""
     out = bytearray(content)
@@ -305,6 +369,17 @@ def main() -> None:
     write("mrc", "extended", mrc_file(2, "<f4", extended=160))
     for name, content in tiff_files().items():
         write("tiff", name, content)
+    coded: dict[str, object] = {"kind": "coded-aperture", "kernel_size": 4, "mask_count": 2}
+    phase: dict[str, object] = {"kind": "phase-plate", "compression_factor": 4}
+    packed = CodecSpec(values="integer", coding="packed", level=4)
+    quantised = CodecSpec(values="quantised", coding="bitshuffle-zstd", step=0.5)
+    whole = CodecSpec(values="float32", coding="plain")
+    write("archive", "coded", archived((coded, packed)))
+    write("archive", "two-masks", archived((phase, quantised), (coded, packed)))
+    write("archive", "floats", archived((phase, whole), (coded, packed), (phase, whole)))
+    write("archive", "unmasked", archived(({"kind": "none"}, packed)))
+    write("archive", "cut", archived((coded, packed), (phase, quantised), cut=True))
+    write("archive", "as-written", archived((coded, packed), views=True))
     for name, text in (("new", NEW_STAR), ("old", OLD_STAR), ("simple", SIMPLE_STAR)):
         write("star", name, text.encode())
     start, notice, frames = headers()[:3]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from typing import Any
 
 import msgspec
+
+from common.archive.chunks import fletcher32
+from tests.fuzz.forging import Forged, chunks_of, deflated, inflated, put_together, refill, taken_apart
 
 CODEC_HEADER_BYTES = 2
 NUMBERS = (
@@ -78,6 +82,8 @@ def mutated(target: str, data: bytes, chance: random.Random) -> bytes:
         return _with_header(data, chance)
     if target == "cfx":
         return _record(data, chance)
+    if target == "archive":
+        return _log(data, chance)
     if target in ("star", "journal"):
         return _text(data, chance)
     return _words(data, chance)
@@ -146,6 +152,64 @@ def _record(data: bytes, chance: random.Random) -> bytes:
     header = _msgpack(data[at : at + size], chance)
     lengths = len(header).to_bytes(8, "little") + data[begin + 12 : at]
     return data[: begin + 4] + lengths + header + data[at + size :]
+
+
+def _log(data: bytes, chance: random.Random) -> bytes:
+    """Records of an archive changed, moved, doubled or taken out; lengths and checksums are right again."""
+    if chance.random() < 0.15:
+        return _words(data, chance)
+    head, records, tail = taken_apart(data)
+    for _ in range(chance.randint(1, 3)):
+        if not records:
+            return _words(data, chance)
+        place = chance.randrange(len(records))
+        record, what = records[place], chance.random()
+        if what < 0.5:
+            packed = _msgpack(
+                record.header if isinstance(record.header, bytes) else msgspec.msgpack.encode(record.header),
+                chance,
+            )
+            records[place] = Forged(packed, record.body)
+        elif what < 0.75 and isinstance(record.header, dict):
+            with contextlib.suppress(Exception):
+                records[place] = _refilled(record, chance)
+        elif what < 0.8:
+            del records[place]
+        elif what < 0.87:
+            records.insert(chance.randrange(len(records) + 1), record)
+        elif what < 0.94:
+            other = chance.randrange(len(records))
+            records[place], records[other] = records[other], records[place]
+        else:
+            whole = put_together(head, records, tail)
+            return whole[: chance.randrange(len(whole) + 1)]
+    return put_together(head, records, tail)
+
+
+def _refilled(record: Forged, chance: random.Random) -> Forged:
+    """A record with one of its chunks changed; the sizes in its header mostly go with it."""
+    header = dict(record.header)
+    new = Forged(header, record.body)
+    chunks = chunks_of(new)
+    place = chance.randrange(len(chunks))
+    what = chance.random()
+    if what < 0.4:
+        chunks[place] = deflated(_words(inflated(chunks[place]), chance))
+    elif what < 0.6:
+        content = inflated(chunks[place])
+        chunks[place] = deflated(content[: chance.randrange(len(content) + 1)] * chance.choice((1, 2, 100)))
+    elif what < 0.8:
+        stream = _words(chunks[place][:-4], chance)
+        chunks[place] = stream + fletcher32(stream).to_bytes(4, "little")
+    elif what < 0.9:
+        chunks.append(chunks[place])
+    else:
+        chunks[place] = chance.choice(chunks)
+    if chance.random() < 0.9:
+        refill(new, chunks)
+    else:
+        new.body = b"".join(chunks)
+    return new
 
 
 def _words(data: bytes, chance: random.Random) -> bytes:

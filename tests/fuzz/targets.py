@@ -16,14 +16,17 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from common.archive import ArchiveWriter, BrokenArchive
 from common.wire import codec as array_codec
 from common.wire.codec import INTEGER_DTYPES, decode_array
 from common.wire.messages import ArrayHeader, Frames, MalformedMessage, decode, encode
+from detector_sim.replay import RecordedFrames
 from detector_sim.sources.base import SourceError
 from detector_sim.sources.stack import Stack, open_stack
 from detector_sim.sources.star import StarSource
 from reconstructor.archive import records
 from reconstructor.journal import COLUMNS, find_row, read_journals
+from reconstructor.recorded import ArchiveRecording
 
 MAX_PIXELS_READ = 1 << 20
 CODINGS = ("plain", "packed", "bitshuffle-lz4", "bitshuffle-zstd")
@@ -173,6 +176,68 @@ def cfx(data: bytes) -> bool:
         return taken
 
 
+# What a hostile archive may be replayed for, so that one input does not take for ever.
+MOST_READ = 200
+
+
+def archive(data: bytes) -> bool:
+    """A session's archive: opened, all of it read as a recovery and a replay do, and gone on with."""
+    with _file(data, ".h5") as path:
+        try:
+            taken = _recorded(path)
+        except BrokenArchive as refusal:
+            _one_line(refusal, str(path))
+            taken = False
+        if sum(data[-2:]) % 4:
+            return taken
+        try:  # a quarter of them: it takes as long as all the rest
+            ArchiveWriter.resume(path).close()
+        except BrokenArchive as refusal:
+            _one_line(refusal, str(path))
+        return taken
+
+
+def _recorded(path: Path) -> bool:
+    with ArchiveRecording(path) as recording:
+        msgspec.json.encode(msgspec.to_builtins(recording.start))
+        assert all("\n" not in line for line in (recording.message, recording.start.output))
+        assert recording.frames_acquired >= sum(recording.lost_by_reason.values())
+        known = {configuration.config_id for configuration in recording.configurations()}
+        count = 0
+        for unit in recording.units():
+            assert unit.config_id in known
+            count += len(unit.frame_ids)
+            with contextlib.suppress(BrokenArchive):
+                _block(recording, unit)
+        assert count + sum(recording.lost_by_reason.values()) == recording.frames_acquired
+    frames = RecordedFrames(path)
+    try:
+        given = 0
+        for _ in range(MOST_READ):
+            batch = frames.read(16)
+            if batch is None:
+                assert given == frames.end
+                break
+            given += len(batch)
+            assert len(batch.values) == len(batch.frame_ids)
+            assert len(batch) > 0
+    finally:
+        frames.close()
+    return True
+
+
+def _block(recording: ArchiveRecording, unit: Any) -> None:
+    """A block must be one that could have come over the wire."""
+    if recording.start.shape[0] * recording.start.shape[1] > MAX_PIXELS_READ:
+        return
+    block = recording.block(unit, unit.frame_ids)
+    try:
+        decode(encode(block.header))
+        decode_array(block.header.payload, block.buffers[0])
+    except MalformedMessage as refusal:
+        _one_line(refusal)
+
+
 def journal(data: bytes) -> bool:
     """A worker's journal: one line of it, and all as a table."""
     with _folder() as folder:
@@ -249,5 +314,6 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {
     "tiff": tiff,
     "star": star,
     "cfx": cfx,
+    "archive": archive,
     "journal": journal,
 }

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from hypothesis.extra import numpy as npst
 from common.archive import Archive, ArchiveWriter, BrokenArchive, Measured, Opening
 from common.archive.chunks import decode_chunk, encode_chunk, fletcher32
 from common.archive.hdf5 import lookup3
+from common.archive.reader import DAMAGED
 from common.configuration import CodecSpec, Configuration
 from common.flat_level import FlatLevel
 from common.operators.spec import MaskSpec
 from common.wire.codec import decode_array, encode_array
 from reconstructor.packing import as_sent
+from tests.fuzz.forging import chunks_of, deflated, of_kind, put_together, refill, taken_apart
 
 SIDE = 16
 
@@ -123,7 +126,8 @@ def test_the_checksum_of_chunks_is_that_of_the_library(size: int, tmp_path: Path
 )
 def test_a_chunk_comes_back(rows: np.ndarray, missing: int) -> None:
     chunk = encode_chunk(rows, len(rows) + missing)
-    decoded = decode_chunk(chunk, rows.dtype)
+    per_row = rows.size // len(rows)
+    decoded = decode_chunk(chunk, rows.dtype, (len(rows) + missing) * per_row)
     assert decoded[: rows.size].tobytes() == rows.tobytes()
     assert not decoded[rows.size :].view(np.uint8).any()
 
@@ -282,7 +286,7 @@ def test_a_cut_archive_is_read_up_to_its_last_whole_chunk(tmp_path: Path) -> Non
                         assert (values == every[frame]).all()
                 if not archive.whole:
                     assert f"{whole} frames" in archive.message
-                    assert archive.frames_acquired == whole + len(archive.lost)
+                    assert archive.frames_acquired == whole + sum(archive.lost_by_reason.values())
         except BrokenArchive:
             assert whole == 0, cut  # not even the session's own record is there
     assert path.stat().st_size == len(data)
@@ -395,39 +399,62 @@ def spoil(path: Path, how: str) -> None:
         return
     if how == "other HDF5":
         path.unlink()
-    with h5py.File(path, "a") as file:
-        if how == "other HDF5":
+        with h5py.File(path, "w") as file:
             file["x"] = 1
-            return
-        group = file["entry/measurements/configuration_001"]
-        match how:
-            case "version":
-                file.attrs["cryoflux_archive_version"] = 99
-            case "no data":
-                del group["data"]
-            case "no start":
-                del file["entry/session/start"]
-            case "no references":
-                del file["entry/references"]
-            case "lengths":
-                group["frame_id"].resize(3, axis=0)
-            case "absurd length":
-                for name in ("data", "frame_id", "acquired_at", "relion"):
-                    group[name].resize(1 << 40, axis=0)
-            case "absurd frames" | "no shape":
-                start = json.loads(file["entry/session/start"][()])
-                start["shape"] = [1 << 40, 1 << 40] if how == "absurd frames" else "wide"
-                del file["entry/session/start"]
-                file["entry/session/start"] = json.dumps(start)
-            case "no JSON":
-                del group["configuration"]
-                group["configuration"] = "{"
-            case "twice":
-                group["frame_id"][1] = 0
-            case "balance":
-                file["entry/lost"].attrs["frames_acquired"] = 10**12
-            case _:
-                raise AssertionError(how)
+        return
+    head, records, _ = taken_apart(path.read_bytes())
+    first_part, chunk, reference = (of_kind(records, kind)[0] for kind in ("part", "frames", "reference"))
+    beginning, ending = records[0].header, of_kind(records, "ending")[0].header
+    match how:
+        case "version":
+            beginning["archive_version"] = 99
+        case "no start":
+            del beginning["start"]["shape"]
+        case "no beginning":
+            del records[0]
+        case "absurd length":
+            first_part.header["chunk_rows"] = 4096
+        case "absurd frames":
+            beginning["start"]["shape"] = [1 << 17, 1 << 17]
+        case "no shape":
+            beginning["start"]["shape"] = "wide"
+        case "no numbers":
+            beginning["start"]["dtype"] = "S2000000000"
+        case "values of another kind":
+            first_part.header["dtype"] = "|V16"
+        case "no configuration":
+            first_part.header["configuration"]["codec"]["level"] = {}
+        case "another shape":
+            first_part.header["configuration"]["shape"] = [8, 8]
+        case "no columns":
+            first_part.header["columns"][1][1] = "O"
+        case "sizes":
+            chunk.header["sizes"][0] += 1
+        case "a part that is none":
+            chunk.header["part"] = 7
+        case "row":
+            chunk.header["row"] = 5
+        case "offset":
+            first_part.body = deflated(bytes(1 << 20))
+        case "twice":
+            refill(chunk, [*chunks_of(chunk)[:1], *chunks_of(of_kind(records, "frames")[1])[1:]])
+        case "number":
+            frame_ids = encode_chunk(np.arange(128, dtype="<i8") + 2**62, 128)
+            refill(chunk, [chunks_of(chunk)[0], frame_ids, *chunks_of(chunk)[2:]])
+        case "time":
+            times = encode_chunk(np.full(128, np.nan), 128)
+            refill(chunk, [*chunks_of(chunk)[:2], times, *chunks_of(chunk)[3:]])
+        case "reference twice":
+            records.insert(-2, reference)
+        case "balance":
+            ending["frames_acquired"] = 10**9
+        case "losses overlap":
+            ending["lost"].append({"first": 0, "last": 1, "reason": "?"})
+        case "lost and there":
+            ending["lost"] = [{"first": 3, "last": 4, "reason": "?"}]
+        case _:
+            raise AssertionError(how)
+    path.write_bytes(put_together(head, records))
 
 
 @pytest.mark.parametrize(
@@ -437,16 +464,27 @@ def spoil(path: Path, how: str) -> None:
         ("empty", "not an HDF5 file"),
         ("other HDF5", "not an archive of CryoFlux"),
         ("version", "version 99"),
-        ("no data", "no dataset /entry/measurements/configuration_001/data"),
-        ("no start", "no dataset /entry/session/start"),
-        ("no references", "no group /entry/references"),
-        ("lengths", "frame_id is of shape"),
-        ("absurd length", "chunks"),
+        ("no start", "start is none"),
+        ("no beginning", "not that of a session"),
+        ("absurd length", "of 4096 each"),
         ("absurd frames", "frames of shape"),
-        ("no shape", "frames of shape"),
-        ("no JSON", "no JSON"),
+        ("no shape", "start is none"),
+        ("no numbers", "numbers expected"),
+        ("values of another kind", "numbers expected"),
+        ("no configuration", "configuration"),
+        ("another shape", "another shape"),
+        ("no columns", "numbers or text expected"),
+        ("sizes", "whose chunks have"),
+        ("a part that is none", "contradicts"),
+        ("row", "at row 5"),
+        ("offset", "offset is damaged: a chunk that does not hold"),
         ("twice", "twice"),
+        ("number", "a number beyond"),
+        ("time", "a time that is no number"),
+        ("reference twice", "twice"),
         ("balance", "acquired"),
+        ("losses overlap", "overlap"),
+        ("lost and there", "some are there"),
     ],
 )
 def test_what_cannot_be_read_is_told_in_one_line(how: str, words: str, tmp_path: Path) -> None:
@@ -469,3 +507,62 @@ def test_a_damaged_chunk_is_noticed_and_the_others_are_read(tmp_path: Path) -> N
             part.read(0, 1)
         rows = part.read(part.chunk_rows, part.chunk_rows)
         assert (rows.values == every[rows.frame_ids]).all()
+
+
+def test_a_chunk_inflates_to_what_it_must_hold_and_no_further() -> None:
+    bomb = deflated(bytes(300 << 20))  # 300 MB in 300 KB
+    tracemalloc.start()
+    try:
+        for count in (0, 1, 1000, 1 << 40):
+            with pytest.raises(ValueError, match="hold"):
+                decode_chunk(bomb, np.dtype("<i4"), count)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["part", "frames", "reference", "contents", "ending"])
+def test_a_damaged_record_costs_what_it_holds(kind: str, tmp_path: Path) -> None:
+    """One letter of a record's header: the others are read, the frames that are missing are counted."""
+    path = tmp_path / "a.h5"
+    every = filled(path)
+    head, records, _ = taken_apart(path.read_bytes())
+    damaged = of_kind(records, kind)[1 if kind == "part" else 0]
+    place = len(put_together(head, records[: records.index(damaged)]))
+    data = bytearray(path.read_bytes())
+    data[place + 25] ^= 1
+    path.write_bytes(data)
+    with Archive(path) as archive:
+        assert archive.damaged_at == place
+        assert f"damaged at byte {place}" in archive.message
+        assert archive.whole == (kind != "ending")
+        assert archive.frames + sum(archive.lost_by_reason.values()) == archive.frames_acquired
+        rows = [part.read(0, part.frames) for part in archive.parts]
+        assert all((some.values == every[some.frame_ids]).all() for some in rows)
+        missing = len(every) - archive.frames
+        assert missing == {"part": 208, "frames": 128}.get(kind, 0)
+        assert archive.lost_by_reason.get(DAMAGED, 0) == missing
+        assert len(archive.references) == 40 - (kind == "reference")
+
+
+def test_no_archive_is_ever_shown_to_the_hdf5_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links into other files, plug-in filters, virtual datasets: nothing that could follow them looks."""
+    filled(tmp_path / "a.h5")
+    (tmp_path / "secret").write_bytes(b"secret" * 100)
+    with h5py.File(tmp_path / "links.h5", "w") as file:
+        file.attrs["cryoflux_archive_version"] = 1
+        file["entry"] = h5py.ExternalLink("a.h5", "/entry")
+        file.create_dataset("x", (600,), "u1", external=[(tmp_path / "secret", 0, 600)])
+
+    def opened(*_: Any, **__: Any) -> None:
+        raise AssertionError("the HDF5 library was shown a file")
+
+    for name in ("File.__init__", "is_hdf5", "h5f.open"):
+        monkeypatch.setattr(f"h5py.{name}", opened)
+    with Archive(tmp_path / "a.h5") as archive:
+        assert len(archive.parts[0].read(0, 9).frame_ids) == 9
+        assert archive.read_reference(0) is not None
+    with pytest.raises(BrokenArchive, match="not an archive of CryoFlux"):
+        Archive(tmp_path / "links.h5")

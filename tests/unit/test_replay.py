@@ -1,5 +1,7 @@
 """A recorded session's frames in order, at their times, and what is not there with the reason."""
 
+import itertools
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.archive import ArchiveWriter, BrokenArchive
+from common.archive.chunks import encode_chunk
 from common.configuration import CodecSpec
-from detector_sim.replay import RecordedCamera, RecordedFrames
+from detector_sim.replay import LOST_AT_ONCE, RecordedCamera, RecordedFrames
+from tests.fuzz.forging import chunks_of, of_kind, put_together, refill, taken_apart
 from tests.unit.test_archive import CODED, configuration, filled, measured, noise, opening, spoil
 
 
@@ -76,6 +80,44 @@ def test_a_damaged_chunk_loses_its_frames_alone(tmp_path: Path) -> None:
     damaged = {frame for frame, reason in lost.items() if "damaged" in reason}
     assert len(damaged) == rows
     assert len(frames) == len(every) - rows
+
+
+def test_frames_that_are_far_apart_take_no_memory(tmp_path: Path) -> None:
+    """A handful of frames of far apart numbers, and a claim that a billion in between were lost."""
+    known = configuration(CODED, CodecSpec(values="integer", coding="plain"))
+    with ArchiveWriter.create(tmp_path / "a.h5", opening()) as writer:
+        writer.append(measured(known, noise(10), 0))
+        writer.finish(10, str)
+    head, records, _ = taken_apart((tmp_path / "a.h5").read_bytes())
+    numbers = np.array([0, 1, 2, 40_000, 80_000, 120_000, 160_000, 10**9, 10**9 + 1, 2 * 10**9])
+    (chunk,), (ending,) = of_kind(records, "frames"), of_kind(records, "ending")
+    frame_ids = encode_chunk(numbers.astype("<i8"), 128)
+    refill(chunk, [chunks_of(chunk)[0], frame_ids, *chunks_of(chunk)[2:]])
+    ending.header["frames_acquired"] = 2 * 10**9 + 1
+    gaps = [(a + 1, b - 1) for a, b in itertools.pairwise(numbers.tolist()) if b - a > 1]
+    ending.header["lost"] = [{"first": a, "last": b, "reason": "gone"} for a, b in gaps]
+    (tmp_path / "a.h5").write_bytes(put_together(head, records))
+    tracemalloc.start()
+    recorded = RecordedFrames(tmp_path / "a.h5")
+    seen: list[int] = []
+    for start in (0, 10**9 - 100_000, 2 * 10**9 - 100_000):
+        recorded.seek(start)
+        at = start
+        for _ in range(6):
+            batch = recorded.read(64)
+            if batch is None:
+                break
+            every = sorted([*batch.frame_ids, *batch.lost])
+            assert every == list(range(at, at + len(every)))
+            assert len(batch.lost) <= LOST_AT_ONCE
+            assert set(batch.lost.values()) <= {"gone"}
+            at += len(every)
+            seen += batch.frame_ids
+    assert seen == numbers.tolist()
+    assert at == 2 * 10**9 + 1
+    assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    tracemalloc.stop()
+    recorded.close()
 
 
 def test_an_archive_without_frames_is_refused(tmp_path: Path) -> None:
