@@ -448,6 +448,55 @@ def config_schema() -> int:
     return 0
 
 
+keyring = typer.Typer(
+    cls=Group,
+    help="Make keys for the planes between processes, and tokens for REST.",
+    no_args_is_help=True,
+)
+app.add_typer(keyring, name="keys", rich_help_panel=SETTINGS)
+
+KeysFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Of the keys.")]
+
+
+@keyring.command("new", cls=Command)
+def keys_new(
+    folder: KeysFolder,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of a key; as often as there are keys. One that begins with 'control' or 'detector' is for "
+            "that, any other is a worker's.",
+            show_default="control, detector, worker",
+        ),
+    ] = None,
+) -> int:
+    """Make CURVE keys that control plane, detector and workers know each other by.
+
+    Each is two files: NAME.key is public, NAME.key_secret stays on the machine that uses it. None that is
+    there is replaced. What belongs where is told, and in docs/security.md.
+    """
+    from services.keyring import new
+
+    return _steered("keys new", lambda: new(folder, name or ()))
+
+
+@keyring.command("show", cls=Command)
+def keys_show(folder: KeysFolder) -> int:
+    """List the keys in a folder, and what is wrong with them; 1 if something is."""
+    from services.keyring import show
+
+    return _steered("keys show", lambda: show(folder))
+
+
+@keyring.command("token", cls=Command)
+def keys_token() -> int:
+    """Print a random token, for the settings operator_token and viewer_token."""
+    from services.keyring import token
+
+    return token()
+
+
 # ---- the parts ------------------------------------------------------------------------------------------
 
 ControlEndpoint = Annotated[

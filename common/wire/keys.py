@@ -164,7 +164,7 @@ class Keyring:
         NotProtected
             If it is not there, or is no key.
         """
-        return _read(self.folder / f"{name}{PUBLIC}")[0]
+        return public_key(self.folder, name)
 
     def members(self) -> Members:
         """Whose public keys lie in the folder now; read again only where something there has changed.
@@ -247,6 +247,17 @@ def _read(path: Path) -> tuple[bytes, bytes | None]:
     except Exception as error:  # whatever the file is, it is no certificate
         raise _wrong(f"keys: {path} holds no CURVE key") from error
     return public, secret
+
+
+def public_key(folder: Path, name: str) -> bytes:
+    """A public key of a folder.
+
+    Raises
+    ------
+    NotProtected
+        In one line, if it is not there, or is no key.
+    """
+    return _read(folder / f"{name}{PUBLIC}")[0]
 
 
 def make_keys(folder: Path, names: Sequence[str] = USUAL_NAMES) -> list[Path]:
