@@ -262,12 +262,17 @@ def _plan(options: SessionOptions, output: Path | None) -> Plan:
 
 
 def _place(options: PlaceOptions) -> Place:
+    from services.control_plane.server import protection_of
     from services.live import Place
 
     settings = _settings(http_host=options.host, http_port=options.port)
+    try:
+        tokens, certificate = protection_of(settings)
+    except ValueError as error:
+        raise CannotRun(str(error), exit_code=2) from error
     usual = settings.workers if "workers" in settings.model_fields_set else None
     workers = options.workers or usual or max(1, min(4, (os.cpu_count() or 1) - 1))
-    return Place(settings.http_host, settings.http_port, workers, settings.log_format)
+    return Place(settings.http_host, settings.http_port, workers, settings.log_format, tokens, certificate)
 
 
 def _settings(**options: Any) -> Settings:

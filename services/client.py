@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import ssl
 import stat
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ POLL_SECONDS = 0.25
 INTERRUPTED = 130
 OVER = ("completed", "failed")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+TOKEN_VARIABLE = "CRYOFLUX_TOKEN"
 
 
 class Ending:
@@ -73,9 +75,16 @@ class Remote:
 
     Every method raises ``CannotRun`` in one line if the control plane refuses, and ``httpx.TransportError``
     if it does not answer.
+
+    Parameters
+    ----------
+    token : str
+        Shown with every request; empty: none is.
+    verify : ssl.SSLContext, optional
+        Whose certificates are trusted; else those of the system's authorities, or of ``SSL_CERT_FILE``.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, token: str = "", verify: ssl.SSLContext | None = None) -> None:
         self.address = (address if "://" in address else f"http://{address}").rstrip("/")
         try:
             url = httpx.URL(self.address)
@@ -83,11 +92,14 @@ class Remote:
             raise WrongOption(f"--url: {address}: {error}") from error
         if url.scheme not in ("http", "https") or not url.host:
             raise WrongOption(f"--url: {address}: http://host:port expected")
+        self.asks_token = bool(token)
         # a proxy that the environment names does not reach this machine
         self._client = httpx.AsyncClient(
             base_url=url,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
             trust_env=url.host not in LOOPBACK,
+            verify=verify or _trusted(url.scheme),
         )
 
     async def __aenter__(self) -> Remote:
@@ -99,6 +111,7 @@ class Remote:
     async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """What it answers to one request below ``/api/v1``."""
         answer = await self._client.request(method, f"/api/v1/{path}", json=body)
+        self._let_in(answer)
         if not answer.is_success:
             raise CannotRun(_reason(answer), exit_code=2 if answer.status_code == 422 else 1)
         return answer.json()
@@ -106,6 +119,7 @@ class Remote:
     async def readiness(self) -> Mapping[str, Any]:
         """Whether sessions can run, ready or not."""
         answer = await self._client.get("/readyz")
+        self._let_in(answer)
         try:
             ready = answer.json()
             ready["status"], ready["workers"]
@@ -126,6 +140,7 @@ class Remote:
             missing = "no answer"
             try:
                 answer = await self._client.get("/readyz")
+                self._let_in(answer)
                 if answer.status_code == 200:
                     return answer.json()
                 missing = _reason(answer)
@@ -136,6 +151,52 @@ class Remote:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ending.wanted.wait(), POLL_SECONDS)
         return None
+
+    def _let_in(self, answer: httpx.Response) -> None:
+        """Say what to set if the control plane does not let us in."""
+        if answer.status_code == 401 and not self.asks_token:
+            raise CannotRun(f"{self.address} asks for a token: set {TOKEN_VARIABLE}")
+        if answer.status_code == 401:
+            raise CannotRun(f"{self.address} knows no such token: set {TOKEN_VARIABLE} to one it knows")
+        if answer.status_code == 403:
+            raise CannotRun(f"{self.address} refuses: {_reason(answer)}; set {TOKEN_VARIABLE}")
+
+
+def own_token() -> str:
+    """The token that a command shows: of ``CRYOFLUX_TOKEN``, else the operator's or viewer's of the settings.
+
+    Raises
+    ------
+    CannotRun
+        If it, or a setting, cannot be used.
+    """
+    from common.tokens import SHAPE
+
+    token, name = os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE
+    if not token:
+        from common.settings import Settings
+
+        try:
+            settings = Settings.load()
+        except ValueError as error:
+            raise CannotRun(str(error), exit_code=2) from error
+        secret = settings.operator_token or settings.viewer_token
+        token, name = secret.get_secret_value() if secret is not None else "", "the settings"
+    if token and not SHAPE.fullmatch(token):
+        raise CannotRun(
+            f"the token of {name} is none: only letters, digits and -._~+/= can be in one", exit_code=2
+        )
+    return token
+
+
+def _trusted(scheme: str) -> ssl.SSLContext | bool:
+    """Who is trusted to say who a server is; asked of the environment for servers of this machine too."""
+    if scheme != "https":
+        return True
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise WrongOption(f"SSL_CERT_FILE: {os.environ.get('SSL_CERT_FILE')}: {error.strerror}") from error
 
 
 class Steering:
@@ -154,7 +215,7 @@ class Steering:
         session = await self._remote.ask("POST", "sessions", spec.model_dump(mode="json"))
         self._id = session["id"]
         address = self._remote.address
-        self._display.header(session, address, console or f"{address}/", workers)
+        self._display.header(session, address, console or f"{address}/", workers, self._remote.asks_token)
 
     async def stop_what_runs(self) -> None:
         """Stop the session that runs, whoever started it, and wait until its results are on disk."""
@@ -227,7 +288,7 @@ class Steering:
         return True
 
     async def _change(self, frame: int, factor: float) -> None:
-        self._display.note(curl(self._remote.address, factor))
+        self._display.note(curl(self._remote.address, factor, self._remote.asks_token))
         try:
             await self._remote.ask(
                 "PATCH", f"sessions/{self._id}/acquisition", {"compression_factor": factor}
@@ -262,7 +323,7 @@ def start(url: str, plan: Plan, *, wait_seconds: float, detach: bool) -> int:
     async def work() -> int:
         ending = Ending()
         ending.catch(signal.SIGINT, signal.SIGTERM)
-        async with Remote(url) as remote:
+        async with Remote(url, own_token()) as remote:
             working = asyncio.create_task(session(remote, ending))
             leaving = asyncio.create_task(ending.at_once.wait())
             try:
@@ -284,7 +345,7 @@ def status(url: str, session: str) -> int:
     """Show what is there and how a session goes; 0 if sessions can run."""
 
     async def work() -> int:
-        async with Remote(url) as remote:
+        async with Remote(url, own_token()) as remote:
             ready = await remote.readiness()
             try:
                 figures = await remote.ask("GET", f"sessions/{session}/metrics")
@@ -302,7 +363,7 @@ def steer(url: str, session: str, verb: str) -> int:
     """Pause, resume or stop a session."""
 
     async def work() -> int:
-        async with Remote(url) as remote:
+        async with Remote(url, own_token()) as remote:
             answer = await remote.ask("POST", f"sessions/{session}/{verb}")
             print(f"session {answer['id']} is {answer['state']}")
             return 0
@@ -314,7 +375,7 @@ def change(url: str, session: str, compression: float) -> int:
     """Change the compression factor."""
 
     async def work() -> int:
-        async with Remote(url) as remote:
+        async with Remote(url, own_token()) as remote:
             answer = await remote.ask(
                 "PATCH", f"sessions/{session}/acquisition", {"compression_factor": compression}
             )

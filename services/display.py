@@ -32,8 +32,13 @@ class Display:
         self._progress: Progress | None = None
         self._line_at = 0.0
 
-    def header(self, session: Mapping[str, Any], address: str, console: str, workers: int) -> None:
-        """What runs, and how to steer it: ``address`` of REST, ``console`` for a browser."""
+    def header(
+        self, session: Mapping[str, Any], address: str, console: str, workers: int, token: bool = False
+    ) -> None:
+        """What runs, and how to steer it: ``address`` of REST, ``console`` for a browser.
+
+        ``token``: whether REST asks for one.
+        """
         height, width = session["shape"]
         frames, setting = session["frames_expected"], session["acquisition"][-1]
         rows = {
@@ -48,7 +53,7 @@ class Display:
             "REST": f"{address}/api/v1/sessions/current  (document: {address}/api/v1/docs)",
         }
         if session["specification"]["source"]["kind"] != "archive":  # masks are then as they were recorded
-            rows["change C"] = curl(address, 4)
+            rows["change C"] = curl(address, 4, token)
         for name, value in rows.items():
             self._console.print(f"[bold]{name:>9}[/]  {escape(value)}")
         if self._console.is_terminal:
@@ -233,10 +238,11 @@ def recovering(total: int, done: int) -> Generator[Callable[[int], None], None, 
         yield report
 
 
-def curl(address: str, factor: float) -> str:
-    """The command that changes the compression factor."""
+def curl(address: str, factor: float, token: bool = False) -> str:
+    """The command that changes the compression factor; where a token is needed, as a variable has it."""
+    shown = '-H "Authorization: Bearer $CRYOFLUX_TOKEN" ' if token else ""
     return (
-        f"curl -X PATCH {address}/api/v1/sessions/current/acquisition "
+        f"curl -X PATCH {address}/api/v1/sessions/current/acquisition {shown}"
         f"-H 'content-type: application/json' -d '{{\"compression_factor\": {factor:g}}}'"
     )
 

@@ -10,7 +10,7 @@ import shutil
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ import httpx
 from common.ending import ending_signals
 from common.logs import Format
 from common.session import RESULTS
+from common.tokens import Role, Tokens
 from services.archiving import remove_archive
 from services.client import INTERRUPTED, Ending, Plan, Remote, Steering, run
+from services.control_plane.https import Certificate, trusting
 from services.control_plane.server import listen
 from services.display import Display, serving
 from services.failure import CannotRun, WrongOption
@@ -35,12 +37,14 @@ LEFTOVERS = ("logs", "spool", "state.sqlite", "state.sqlite-wal", "state.sqlite-
 
 @dataclass(frozen=True)
 class Place:
-    """Where the processes run, and how many workers."""
+    """Where the processes run, how many workers, and how REST is protected."""
 
     host: str
     port: int
     workers: int
     log_format: Format = "human"
+    tokens: Tokens = field(default_factory=Tokens)
+    certificate: Certificate | None = None
 
     def check(self) -> None:
         """See that the port can be had.
@@ -57,15 +61,31 @@ class Place:
         except OSError as error:
             raise CannotRun(error.strerror or str(error), exit_code=2) from error
 
+    def remote(self, port: int) -> Remote:
+        """The control plane as this machine reaches it."""
+        return Remote(
+            self._url("127.0.0.1" if self.host in ANYWHERE else self.host, port),
+            self.tokens.secret(Role.OPERATOR) or "",
+            trusting(self.certificate) if self.certificate is not None else None,
+        )
+
+    def console(self, port: int) -> str:
+        """Where a browser finds the console; from other machines too if the host means every interface."""
+        return self._url(socket.gethostname() if self.host in ANYWHERE else self.host, port) + "/"
+
+    def _url(self, host: str, port: int) -> str:
+        scheme = "https" if self.certificate is not None else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
 
 def live(plan: Plan, place: Place, *, overwrite: bool) -> int:
     """Run a session in its own processes; the exit code: 0 if every frame acquired was recovered."""
     output = Path(plan.spec.output or "output").absolute()
     plan = Plan(plan.spec.model_copy(update={"output": str(output)}), plan.changes)
+    place.check()
     prepare_output(output, overwrite=overwrite)
     if overwrite and plan.spec.archive is not None:
         remove_archive(Path(plan.spec.archive))
-    place.check()
     display = Display()
     supervisor = Supervisor(
         place.host,
@@ -79,12 +99,11 @@ def live(plan: Plan, place: Place, *, overwrite: bool) -> int:
     )
 
     async def session(ending: Ending) -> int:
-        async with Remote(address(place.host, supervisor.port)) as remote:
+        async with place.remote(supervisor.port) as remote:
             if await _ready(remote, supervisor, ending) is None:
                 return INTERRUPTED
             steering = Steering(remote, display, ending, supervisor.logs_folder)
-            console = console_address(place.host, supervisor.port)
-            await steering.start(plan.spec, place.workers, console)
+            await steering.start(plan.spec, place.workers, place.console(supervisor.port))
             await steering.follow(plan.changes)
             await steering.account()
             return 0
@@ -113,9 +132,9 @@ def serve(place: Place, *, results: Path, state: str | None, logs: Path) -> int:
     )
 
     async def service(ending: Ending) -> int:
-        async with Remote(address(place.host, supervisor.port)) as remote:
+        async with place.remote(supervisor.port) as remote:
             if await _ready(remote, supervisor, ending) is not None:
-                serving(console_address(place.host, supervisor.port), remote.address, place.workers, results)
+                serving(place.console(supervisor.port), remote.address, place.workers, results)
             await ending.wanted.wait()
             display.note("ending (Ctrl-C again ends at once)")
             with suppress(httpx.TransportError):
@@ -123,20 +142,6 @@ def serve(place: Place, *, results: Path, state: str | None, logs: Path) -> int:
             return 0
 
     return run(_supervised(supervisor, display, service))
-
-
-def address(host: str, port: int) -> str:
-    """Where this machine reaches the control plane."""
-    return _url("127.0.0.1" if host in ANYWHERE else host, port)
-
-
-def console_address(host: str, port: int) -> str:
-    """Where a browser finds the console; from other machines too if ``host`` means every interface."""
-    return _url(socket.gethostname() if host in ANYWHERE else host, port) + "/"
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def prepare_output(output: Path, *, overwrite: bool) -> None:
