@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -72,13 +73,19 @@ class Part:
         count = math.prod(part.offset_shape)
         offset = _chunk(where, "offset", file, (indexed.offset.address, indexed.offset.size), kind, count)
         self._offset: NDArray[Any] = offset.reshape(part.offset_shape)
-        # identifiers are small, and every frame must be known; what holds them may be damaged
-        known = [chunk for chunk in self._chunks if self._is_whole(chunk)]
-        self._chunks, left = known, len(self._chunks) - len(known)
-        self.unreadable = left
-        self.frames = sum(header.frames for header, _ in known)
-        self.frame_ids: NDArray[Any] = self._joined(1, FRAME_ID, known)
-        self.acquired_at: NDArray[Any] = self._joined(2, ACQUIRED_AT, known)
+        # every frame must be known by its number; what holds these may be damaged
+        known = list[tuple[FrameChunk, int]]()
+        ids, times = [np.zeros(0, FRAME_ID)], [np.zeros(0, ACQUIRED_AT)]
+        for chunk in self._chunks:
+            with suppress(BrokenArchive):
+                columns = self._decoded(1, FRAME_ID, chunk), self._decoded(2, ACQUIRED_AT, chunk)
+                ids.append(columns[0])
+                times.append(columns[1])
+                known.append(chunk)
+        self._chunks, self.unreadable = known, len(self._chunks) - len(known)
+        self.frame_ids: NDArray[Any] = np.concatenate(ids)
+        self.acquired_at: NDArray[Any] = np.concatenate(times)
+        self.frames = len(self.frame_ids)
         if not np.isfinite(self.acquired_at).all():
             raise BrokenArchive(f"{where}: a time that is no number")
 
@@ -141,15 +148,6 @@ class Part:
         name = ("data", "frame_id", "acquired_at", "relion")[column]
         values = _chunk(self._where, name, self._file, place, dtype, self.chunk_rows * math.prod(shape))
         return values.reshape(self.chunk_rows, *shape)[: header.frames]
-
-    def _is_whole(self, chunk: tuple[FrameChunk, int]) -> bool:
-        """Whether it can be told which frames it holds."""
-        try:
-            self._decoded(1, FRAME_ID, chunk)
-            self._decoded(2, ACQUIRED_AT, chunk)
-        except BrokenArchive:
-            return False
-        return True
 
 
 class Archive:

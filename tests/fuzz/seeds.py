@@ -6,6 +6,7 @@ import io
 import struct
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -194,7 +195,7 @@ _rlnMagnification
 SIMPLE_STAR = "data_p\n_rlnImageName '2@s.mrcs'\n_rlnAnglePsi -12.5\n"
 
 
-SIDE = 16  # of an archive's frames
+SIDE = 8  # of an archive's frames
 
 
 def archived(*codecs: tuple[dict[str, object], CodecSpec], cut: bool = False, views: bool = False) -> bytes:
@@ -203,7 +204,8 @@ def archived(*codecs: tuple[dict[str, object], CodecSpec], cut: bool = False, vi
     opening = Opening(
         software="cryoflux", created_at=1.7e9, start=msgspec.to_builtins(start), specification={}
     )
-    with tempfile.TemporaryDirectory() as folder:
+    # chunks of a few frames, so that a few frames make several
+    with tempfile.TemporaryDirectory() as folder, patch("common.archive.writer.CHUNK_FRAMES", 3):
         path = Path(folder) / "a.h5"
         with ArchiveWriter.create(path, opening) as writer:
             for number, (mask, codec) in enumerate(codecs):

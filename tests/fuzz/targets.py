@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,26 +182,27 @@ MOST_READ = 200
 
 
 def archive(data: bytes) -> bool:
-    """A session's archive: opened, all of it read as a recovery and a replay do, and gone on with."""
+    """A session's archive: read as a recovery does, or a replay; by a quarter also gone on with."""
     with _file(data, ".h5") as path:
+        ways = zlib.crc32(data)
         try:
-            taken = _recorded(path)
+            taken = _replayed(path) if ways % 2 else _recovered(path)
         except BrokenArchive as refusal:
             _one_line(refusal, str(path))
             taken = False
-        if sum(data[-2:]) % 4:
+        if ways % 8 > 1:
             return taken
-        try:  # a quarter of them: it takes as long as all the rest
+        try:
             ArchiveWriter.resume(path).close()
         except BrokenArchive as refusal:
             _one_line(refusal, str(path))
         return taken
 
 
-def _recorded(path: Path) -> bool:
+def _recovered(path: Path) -> bool:
     with ArchiveRecording(path) as recording:
         msgspec.json.encode(msgspec.to_builtins(recording.start))
-        assert all("\n" not in line for line in (recording.message, recording.start.output))
+        assert "\n" not in recording.message
         assert recording.frames_acquired >= sum(recording.lost_by_reason.values())
         known = {configuration.config_id for configuration in recording.configurations()}
         count = 0
@@ -210,6 +212,10 @@ def _recorded(path: Path) -> bool:
             with contextlib.suppress(BrokenArchive):
                 _block(recording, unit)
         assert count + sum(recording.lost_by_reason.values()) == recording.frames_acquired
+    return True
+
+
+def _replayed(path: Path) -> bool:
     frames = RecordedFrames(path)
     try:
         given = 0
