@@ -18,7 +18,9 @@ from typing import Any, Self, TypeVar
 
 import zmq
 
+from common.protection import is_local
 from common.session import SessionSpec
+from common.wire.keys import CONTROL_BUS, Keyring, Security
 from common.wire.link import Link, PeerGone
 from common.wire.messages import Command, Event, Goodbye, Register, Registered, Reply, Telemetry
 
@@ -52,15 +54,20 @@ HERE = Place()
 class Bus:
     """The control bus and the processes of one test; on leaving, whatever still runs is killed.
 
-    ``registered``, ``telemetry`` and ``events`` hold what components said, by name.
+    ``registered``, ``telemetry`` and ``events`` hold what components said, by name. With the setting *keys*
+    everything is encrypted; without it, what other machines would reach is so as the settings allow it.
     """
 
     def __init__(self, folder: Path, *, host: str = "127.0.0.1", **settings: Any) -> None:
         self.folder = folder
         self._context: zmq.Context[Any] = zmq.Context()
-        self.link = Link.router(self._context, f"tcp://{host}:*")
+        self.security = None
+        if settings.get("keys"):
+            self.security = Security(Keyring(Path(settings["keys"]), "control"), CONTROL_BUS)
+        self.link = Link.router(self._context, f"tcp://{host}:*", self.security)
         self.endpoint = self.link.endpoint
         self.settings = {
+            **({} if is_local(self.endpoint) or self.security else {"unprotected": ["planes"]}),
             "control_endpoint": self.endpoint,
             "data_bind": "tcp://127.0.0.1:0",
             "heartbeat_seconds": 0.1,
