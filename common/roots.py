@@ -72,9 +72,10 @@ class Roots:
         """Whether there are paths that must not be used."""
         return self._places is not None
 
-    def beside(self, *places: str | Path) -> Roots:
-        """The same with further places."""
-        return self if self._places is None else Roots([*self._places, *places], self._use)
+    @property
+    def places(self) -> list[str]:
+        """The folders and files; none where paths may lead anywhere."""
+        return [str(place) for place in self._places or ()]
 
     # ---- by name alone
 
@@ -248,6 +249,14 @@ class Roots:
                 pending.extendleft(reversed(rest))
                 return root
 
+            root, rest = self._from_root(text)
+            if missing != "refuse" and not root.folder.exists():  # a root that is yet to be made
+                if ".." in rest:
+                    raise self._outside(path)
+                if missing == "keep":
+                    yield _Reached(-1, "", Path(root.folder, *rest))
+                    return
+                root.folder.mkdir(parents=True, exist_ok=True)
             root, links = begin(text), 0
             while pending:
                 name = pending.popleft()

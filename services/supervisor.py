@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from common import logs
@@ -43,6 +43,8 @@ class Process:
         For the numerical libraries it uses.
     log_format : str
         As which it writes its log.
+    environment : mapping, optional
+        Variables over those of this process; unlike arguments, nobody else on the machine sees them.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Process:
         *,
         threads: int,
         log_format: logs.Format = "human",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name, self._log, self._threads, self._log_format = name, log, threads, log_format
+        self._environment = environment or {}
         self._command = [sys.executable, "-m", "services.cli", *arguments, "--parent", str(os.getpid())]
         self._process: subprocess.Popen[bytes] | None = None
         self._restarts: deque[float] = deque(maxlen=RESTARTS)
@@ -71,6 +75,7 @@ class Process:
             **os.environ,
             **dict.fromkeys(THREAD_VARIABLES, str(self._threads)),
             "CRYOFLUX_METRICS_PORT": "0",  # all of them on one machine: each tells where it serves its own
+            **self._environment,
         }
         with self._log.open("ab") as log:
             log.write(self._first_line().encode())
@@ -160,6 +165,8 @@ class Supervisor:
         Folder of the sessions that do not name their own; else as the settings say.
     spool : Path, optional
         Folder of the detector's spool; else as the settings say.
+    environment : mapping, optional
+        Variables of all the processes, over those of this one.
     report : callable
         Told, in one line, when a process died or was started again.
     """
@@ -175,6 +182,7 @@ class Supervisor:
         results: Path | None = None,
         spool: Path | None = None,
         log_format: logs.Format = "human",
+        environment: Mapping[str, str] | None = None,
         report: Callable[[str], None],
     ) -> None:
         self._report = report
@@ -189,12 +197,15 @@ class Supervisor:
             "control",
             [
                 *("control", *common, "--host", host, "--port", str(self.port)),
-                *(("--state", str(state)) if state is not None else ()),
                 *(("--results", str(results.absolute())) if results is not None else ()),
             ],
             logs_folder / "control.log",
             threads=1,
             log_format=log_format,
+            environment={  # an address may hold a password, and arguments are for all to see
+                **(environment or {}),
+                **({"CRYOFLUX_STATE": str(state)} if state is not None else {}),
+            },
         )
         self.detector = Process(
             "detector",
@@ -205,6 +216,7 @@ class Supervisor:
             logs_folder / "detector.log",
             threads=max(1, cores - workers * threads),
             log_format=log_format,
+            environment=environment,
         )
         self.workers = [
             Process(
@@ -213,6 +225,7 @@ class Supervisor:
                 logs_folder / f"{name}.log",
                 threads=threads,
                 log_format=log_format,
+                environment=environment,
             )
             for name in (f"worker-{number}" for number in range(1, workers + 1))
         ]

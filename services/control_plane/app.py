@@ -18,6 +18,7 @@ from services.control_plane.bus import Bus
 from services.control_plane.examples import illustrate
 from services.control_plane.guard import HEALTH, SIGN_IN, Access, Guard
 from services.control_plane.headers import SecurityHeaders
+from services.control_plane.places import Places
 from services.control_plane.problems import Problem
 from services.control_plane.recorder import Recorder
 from services.control_plane.requests import RequestTimes, TimedRequests
@@ -53,6 +54,7 @@ def create_app(
     finalise: Finalise,
     results: str | Path = "output",
     access: Access | None = None,
+    places: Places | None = None,
 ) -> FastAPI:
     """The application; while it runs, it serves the bus and keeps the sessions.
 
@@ -62,11 +64,13 @@ def create_app(
         Folder of the sessions that do not name their own.
     access : Access, optional
         Who may come in; else everybody, which is fit for loopback alone.
+    places : Places, optional
+        What sessions may read and write; else everything, which is fit for loopback alone.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        the_sessions = Sessions(bus, recorder, finalise, results)
+        the_sessions = Sessions(bus, recorder, finalise, results, places)
         app.state.bus, app.state.recorder, app.state.sessions = bus, recorder, the_sessions
         await the_sessions.restore()
         bus.start(the_sessions)

@@ -18,18 +18,6 @@ from services.supervisor import THREAD_VARIABLES
 GRACE_SECONDS = 5.0
 
 
-def cannot_begin(file: Path) -> str | None:
-    """What keeps a new archive from being written there; None: nothing that can be seen beforehand."""
-    try:
-        if file.is_dir():
-            return f"{file} is a folder; name a file"
-        if file.exists():
-            return f"{file} exists already; name another file"
-    except (OSError, ValueError) as error:  # no name at all, or a folder that may not be looked into
-        return f"no file can be there: {getattr(error, 'strerror', None) or error}"
-    return None
-
-
 class Archiver:
     """Packs with low priority, in a process of its own: frames do not wait for it, and cannot fail of it.
 
@@ -43,12 +31,20 @@ class Archiver:
         ``common.session.SessionSpec`` as JSON.
     failed : callable
         Told, in one line, when the archive cannot be gone on with.
+    environment : mapping, optional
+        Of the process, over that of this one.
     """
 
     def __init__(
-        self, output: Path, file: Path, specification: Mapping[str, Any], failed: Callable[[str], None]
+        self,
+        output: Path,
+        file: Path,
+        specification: Mapping[str, Any],
+        failed: Callable[[str], None],
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._output, self.file, self._specification = output, file, specification
+        self._environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1"), **(environment or {})}
         self._failed = failed
         self._process: Process | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -66,7 +62,7 @@ class Archiver:
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *command, "--follow", "--parent", str(os.getpid()), stdin=PIPE, stdout=PIPE,
-                env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")}, process_group=0,
+                env=self._environment, process_group=0,
             )  # fmt: skip
         except OSError as error:
             self._hear({"error": error_line(error)})

@@ -23,6 +23,7 @@ from common.wire.planes import Planes
 from services.control_plane.bus import Bus
 from services.control_plane.guard import Access
 from services.control_plane.https import Certificate, certificate_of
+from services.control_plane.places import Places
 from services.control_plane.recorder import Recorder
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,8 @@ def run_control(settings: Settings) -> int:
     host, port = listener.getsockname()[:2]
     scheme = "https" if certificate is not None else "http"
     log.info("REST on %s://%s:%d, control bus on %s", scheme, host, port, bus.endpoint)
-    app = create_app(bus, recorder, finalise, settings.results, Access(tokens, settings.http_published))
+    access = Access(tokens, settings.http_published)
+    app = create_app(bus, recorder, finalise, settings.results, access, Places.of(settings))
     config = uvicorn.Config(
         app,
         log_config=None,  # uvicorn's lines go where ours do

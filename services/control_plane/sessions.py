@@ -23,11 +23,12 @@ from common.wire.control import error_line
 from common.wire.messages import Event, Registered
 from reconstructor.recovery import METHODS, check_recovery
 from reconstructor.writer import Summary
-from services.control_plane.archiver import Archiver, cannot_begin
+from services.control_plane.archiver import Archiver
 from services.control_plane.bus import Bus, CommandError, Component
 from services.control_plane.chronicle import Chronicle, Lines
 from services.control_plane.metrics import Metrics, RateWindow, metrics, recent_quality
 from services.control_plane.models import EventView, HistoryPoint
+from services.control_plane.places import Places
 from services.control_plane.recorder import Recorder
 from services.control_plane.report import accounts_problem, final_accounts, report, write_report
 from services.control_plane.session import AcquisitionSetting, RecoverySetting, Session, recovery_id
@@ -75,12 +76,20 @@ class Sessions:
         ``reconstructor.writer.finalise``; called off the event loop.
     results : str or Path
         Folder of the sessions that do not name their own.
+    places : Places, optional
+        What sessions may read and write; none: everything.
     """
 
     def __init__(
-        self, bus: Bus, recorder: Recorder, finalise: Finalise, results: str | Path = "output"
+        self,
+        bus: Bus,
+        recorder: Recorder,
+        finalise: Finalise,
+        results: str | Path = "output",
+        places: Places | None = None,
     ) -> None:
         self._bus, self._recorder, self._finalise = bus, recorder, finalise
+        self.places = places or Places()
         self._results = Path(results).absolute()
         self._loop = asyncio.get_running_loop()
         self._chronicle: Chronicle | None = None  # of the session that runs or ran last
@@ -232,7 +241,8 @@ class Sessions:
         WrongState
             If one runs already.
         InvalidValue
-            If the recovery does not know its parameters, or the detector cannot do what is asked.
+            If the recovery does not know its parameters, a path must not be used, or the detector cannot do
+            what is asked.
         Unavailable
             If there is no detector, or no worker.
         CommandError
@@ -246,8 +256,11 @@ class Sessions:
                 if getattr(spec, part) != SessionSpec.model_fields[part].default:
                     message = "a replayed session's masks and readout are as recorded; leave this out"
                     raise InvalidValue([FieldProblem(part, message)])
-        if spec.archive is not None and (wrong := cannot_begin(Path(spec.archive).absolute())):
-            raise InvalidValue([FieldProblem("archive", wrong)])
+        spec, problems = await asyncio.to_thread(self.places.settled, spec)
+        if problems:
+            raise InvalidValue(problems)
+        if self.active is not None:  # meanwhile
+            raise WrongState(f"session {self.active.id} is {self.active.state}; stop it first")
         detector = self._detector()
         workers = [worker for worker in self._bus.workers if worker.present]
         if not workers:
@@ -631,13 +644,14 @@ class Sessions:
         self._archiver = None
         if session.spec.archive is None or not session.opened:
             return
-        output, file = Path(session.opened["output"]), Path(session.spec.archive).absolute()
+        output, file = Path(session.opened["output"]), Path(session.spec.archive)
 
         def failed(line: str) -> None:
             later = f"frames are not concerned; later: cryoflux archive {output} FILE"
             self._note(session, "archive_failed", f"{line} ({later})")
 
-        self._archiver = Archiver(output, file, session.spec.model_dump(mode="json"), failed)
+        specification = session.spec.model_dump(mode="json")
+        self._archiver = Archiver(output, file, specification, failed, self.places.environment())
         self._start_task(self._archiver.start())
 
     async def _complete_archive(self, session: Session, account: dict[str, Any]) -> None:
@@ -649,7 +663,9 @@ class Sessions:
         if "error" not in session.archive:
             held = f"{session.archive['frames']} frames in {session.archive['bytes']} bytes"
             self._note(session, "archive", f"archive {session.archive['path']}: {held}")
-        await asyncio.to_thread(write_report, account, Path(session.opened["output"]))
+        await asyncio.to_thread(
+            lambda: write_report(account, self.places.results(session.opened))
+        )
 
     async def _complete(self, session: Session, accounts_are_final: bool) -> None:
         try:
@@ -670,7 +686,7 @@ class Sessions:
     def _write_results(self, session: Session, accounts_are_final: bool) -> dict[str, Any]:
         if not session.opened:
             return {}
-        output = Path(session.opened["output"])
+        output = self.places.results(session.opened)
         if not accounts_are_final:
             session.counters = final_accounts(output, session.counters, session.error)
         summary = self._finalise(output, session.opened, session.counters)

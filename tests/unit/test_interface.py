@@ -335,7 +335,7 @@ def test_every_body_and_answer_has_an_example_that_its_schema_allows() -> None:
                     jsonschema_rs.validator_for(whole).validate(json.loads(json.dumps(example)))
 
 
-def test_every_example_of_a_body_is_accepted(house: House) -> None:
+def test_every_example_of_a_body_is_accepted(house: House, tmp_path: Path) -> None:
     for _, operation in operations():
         for where, _, content in content_of(operation):
             if where != "body":
@@ -343,7 +343,10 @@ def test_every_example_of_a_body_is_accepted(house: House) -> None:
             for name, example in content["examples"].items():
                 house.prepare(operation["operationId"])
                 if operation["operationId"] == "start":
-                    answer = house.client.post(BASE, json=example["value"])
+                    body = dict(example["value"])
+                    if "output" in body:  # not really there, on the machine that tests
+                        body["output"] = f"{tmp_path}{body['output']}"
+                    answer = house.client.post(BASE, json=body)
                 else:
                     what = operation["operationId"].removeprefix("change_")
                     if name == "parameters":  # those of the method before
