@@ -37,8 +37,7 @@ class Tokens:
     Raises
     ------
     ValueError
-        In one line, if a token could not be sent in a header, both are the same, or only the viewer's is
-        there: then nobody could do anything.
+        In one line, if a token could not be sent in a header, or both are the same.
     """
 
     def __init__(self, operator: str = "", viewer: str = "") -> None:
@@ -49,8 +48,6 @@ class Tokens:
                 raise ValueError(
                     f"setting {role}_token: only letters, digits and -._~+/= can be in a token; {HINT}"
                 )
-        if viewer and not operator:
-            raise ValueError(f"setting viewer_token: an operator_token is needed beside it; {HINT}")
         if operator and hmac.compare_digest(operator, viewer):
             raise ValueError(f"setting viewer_token: it is the operator_token too; {HINT}")
         self._digests = {role: _digest(token.encode()) for role, token in self._tokens.items()}
@@ -108,9 +105,11 @@ def tokens_for_http(settings: Settings) -> Tokens:
     NotProtected
         If REST could be reached from other machines without any.
     ValueError
-        If a token cannot be used.
+        If a token cannot be used, or only the viewer's is there: then nobody could do anything.
     """
     tokens = Tokens.of(settings)
+    if tokens and tokens.secret(Role.OPERATOR) is None:
+        raise ValueError(f"setting viewer_token: an operator_token is needed beside it; {HINT}")
     reached = settings.http_published or settings.http_host
     if not tokens and not is_loopback(reached):
         raise NotProtected(

@@ -44,7 +44,7 @@ def free_port() -> int:
 class Installation:
     """A control plane, a detector and workers, each a process of its own."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, operator: str = "", **environment: str) -> None:
         self.folder = folder
         self.port = free_port()
         self._environment = {
@@ -56,6 +56,8 @@ class Installation:
             "CRYOFLUX_SPOOL": str(folder / "spool"),
             "CRYOFLUX_THREADS": "1",
             "OMP_NUM_THREADS": "1",
+            "CRYOFLUX_OPERATOR_TOKEN": operator,
+            **environment,
         }
         self.processes = {
             "control": self._start("control", "control"),
@@ -64,7 +66,11 @@ class Installation:
         for number in range(1, workers + 1):
             name = f"worker-{number}"
             self.processes[name] = self._start(name, "reconstructor", "--name", name)
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}",
+            headers={"Authorization": f"Bearer {operator}"} if operator else {},
+            timeout=60,
+        )
 
     def _start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("wb") as log:
@@ -133,7 +139,7 @@ class Installation:
 class Prometheus:
     """The committed configuration and rules, with this installation's address and a shorter interval."""
 
-    def __init__(self, program: str, folder: Path, control_port: int) -> None:
+    def __init__(self, program: str, folder: Path, control_port: int, token: str = "") -> None:
         folder.mkdir()
         (folder / "rules").mkdir()
         for rules in (MONITORING / "rules").glob("*.yml"):
@@ -144,6 +150,7 @@ class Prometheus:
         text = re.sub(r"(interval: )5s", rf"\g<1>{SCRAPE_SECONDS}s", text)
         text = re.sub(r"(scrape_timeout: )4s", rf"\g<1>{SCRAPE_SECONDS}s", text)
         (folder / "prometheus.yml").write_text(text)
+        (folder / "viewer-token").write_text(token)
         port = free_port()
         self._log = folder / "prometheus.log"
         with self._log.open("wb") as log:
