@@ -35,6 +35,7 @@ Index = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 FrameNumber = Annotated[int, msgspec.Meta(ge=0, le=MAX_FRAME_ID)]
 FrameCount = Annotated[int, msgspec.Meta(ge=0, le=MAX_FRAME_ID + 1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=250_000_000_000)]  # Unix time, to the year 9892
 Centre = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 Shape = Annotated[tuple[Index, ...], msgspec.Meta(max_length=8)]
 
@@ -50,7 +51,7 @@ class Opening(RecordHeader, frozen=True, kw_only=True, tag="opening"):
 
     archive_version: int = ARCHIVE_VERSION
     software: str
-    created_at: float  # Unix seconds
+    created_at: Seconds
     start: dict[str, Any]  # common.wire.messages.Start
     specification: dict[str, Any]  # common.session.SessionSpec
 
@@ -105,7 +106,7 @@ class Lost(msgspec.Struct, frozen=True):
 class Ending(RecordHeader, frozen=True, kw_only=True, tag="ending"):
     """The archive is complete: only a table of contents comes after this."""
 
-    finished_at: float
+    finished_at: Seconds
     frames_acquired: FrameCount
     lost: list[Lost]
     account: dict[str, Any]  # as session.json has it; empty: not known
@@ -120,7 +121,7 @@ _decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 class _RawEnding(RecordHeader, frozen=True, kw_only=True, tag="ending"):
     """The same; what has free form is not looked into yet."""
 
-    finished_at: float
+    finished_at: Seconds
     frames_acquired: FrameCount
     lost: list[Lost]
     account: msgspec.Raw

@@ -13,6 +13,7 @@ import numpy as np
 import tifffile
 
 from common.archive import ArchiveWriter, Measured, Opening
+from common.archive.chunks import encode_chunk
 from common.configuration import CodecSpec, Configuration
 from common.flat_level import FlatLevel
 from common.operators.spec import MaskSpec
@@ -41,7 +42,7 @@ from common.wire.messages import (
 )
 from reconstructor.archive import MAGIC
 from reconstructor.journal import COLUMNS
-from tests.fuzz.forging import of_kind, put_together, taken_apart
+from tests.fuzz.forging import chunks_of, deflated, of_kind, put_together, refill, taken_apart
 
 CORPUS = Path(__file__).parent / "corpus"
 SERIES = "6f0c1f7e-8a51-4b07-9df5-7bb8e1b9f0a1"
@@ -339,6 +340,38 @@ def write_findings() -> None:
     write("journal", "bad-bytes", line.encode() + b"1,\xff\xfe,x\n")
 
 
+def write_archives_found(whole: bytes) -> None:
+    """Archives whose records say what they should not, with right checksums; ``whole``: a good one."""
+
+    def forged(
+        name: str, kind: str, changes: dict[str, object], chunk: tuple[int, bytes] | None = None
+    ) -> None:
+        head, records, tail = taken_apart(whole)
+        changed = of_kind(records, kind)[0]
+        changed.header |= changes
+        if chunk is not None:
+            chunks = chunks_of(changed)
+            chunks[chunk[0]] = chunk[1]
+            refill(changed, chunks)
+        write("archive", name, put_together(head, records, tail))
+
+    start = of_kind(taken_apart(whole)[1], "opening")[0].header["start"]
+    forged("bad-year", "opening", {"created_at": 1e300})
+    forged("bad-frames-of-text", "opening", {"start": start | {"dtype": "S2000000000"}})
+    forged("bad-frames-of-terabytes", "opening", {"start": start | {"shape": [131_072, 131_072]}})
+    forged("bad-chunks-of-terabytes", "part", {"measurement_shape": [2**30, 2**10], "chunk_rows": 4096})
+    forged("bad-kind-of-values", "part", {"dtype": "|O"})
+    forged("bad-column", "part", {"columns": [["rlnImageName", "|S999999999"]]})
+    forged("bad-row", "frames", {"row": 2**31 - 1})
+    forged("negative-sizes", "frames", {"sizes": [-5, 5, 5]})
+    bomb = deflated(bytes(1 << 20))
+    forged("bomb", "frames", {}, (1, bomb))
+    forged("bad-frame-number", "frames", {}, (1, encode_chunk(np.array([0, 1, 2**62]), 3)))
+    forged("bad-balance", "ending", {"frames_acquired": 2**31 - 1})
+    lost = [{"first": 5, "last": 2**31 - 2, "reason": "gone"}]
+    forged("two-billion-lost", "ending", {"frames_acquired": 2**31 - 1, "lost": lost})
+
+
 def record(message: Message, *buffers: bytes) -> bytes:
     """One record of an archive."""
     parts = [encode(message), *buffers]
@@ -377,6 +410,7 @@ def main() -> None:
     quantised = CodecSpec(values="quantised", coding="bitshuffle-zstd", step=0.5)
     whole = CodecSpec(values="float32", coding="plain")
     write("archive", "coded", archived((coded, packed)))
+    write_archives_found(archived((coded, packed)))
     write("archive", "two-masks", archived((phase, quantised), (coded, packed)))
     write("archive", "floats", archived((phase, whole), (coded, packed), (phase, whole)))
     write("archive", "unmasked", archived(({"kind": "none"}, packed)))
