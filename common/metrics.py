@@ -31,7 +31,16 @@ CONTROL: tuple[Part, ...] = ("control",)
 DETECTOR: tuple[Part, ...] = ("detector",)
 WORKER: tuple[Part, ...] = ("reconstructor",)
 
-LOSS_REASONS = ("not_finite", "not_coded", "rejected", "acquisition_failed", "stopped", "dropped")
+LOSS_REASONS = (
+    "not_finite",
+    "not_coded",
+    "rejected",
+    "worker_died",
+    "acquisition_failed",
+    "stopped",
+    "dropped",
+    "spool_damaged",
+)
 """Why a frame was lost, or *other*; what exactly was wrong is said in the session's figures."""
 
 ACQUISITION_STATES = ("idle", "acquiring", "paused", "draining", "finished", "failed")
@@ -61,6 +70,7 @@ EVENT_KINDS = (
     "worker_back",
     "worker_refused",
     "peer_ignored",
+    "not_let_in",
     "batch_halved",
     "batch_grown",
     "block_suspected",
@@ -70,7 +80,6 @@ EVENT_KINDS = (
     "finished",
     "completed",
     "failed",
-    "not_let_in",
 )
 OTHER = "other"
 """What a label says where its value is none of those known beforehand."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,11 +28,14 @@ from common.wire.messages import (
     Reject,
     Start,
 )
+from detector_sim.deaths import FATAL, Deaths
 from detector_sim.latency import LatencyHistogram
 from detector_sim.spool import Answer, Found, compact
 
 ATTEMPTS = 3
 REASONS_KEPT = 32
+REASON_CHARACTERS = 300  # of a worker's reason; what it sends is not ours
+LOSSES_TOLD = 50  # a series, one by one; the others are only counted
 READ_AHEAD_BLOCKS = 16  # are kept ready to be sent while others wait in the spool
 
 
@@ -81,6 +84,7 @@ class Block:
     refusals: Counter[int] = field(default_factory=Counter)  # frame_id -> how many times, over all deliveries
     refused: dict[int, str] = field(default_factory=dict)  # in this delivery, with the reason
     refused_by: set[bytes] = field(default_factory=set)
+    deaths: Deaths = field(default_factory=Deaths)
 
 
 @dataclass(eq=False, slots=True)
@@ -123,11 +127,23 @@ class Ledger:
     """The accounts of the running series and of the workers that serve it.
 
     All times are passed in: ``now`` in seconds of a monotonic clock, wall-clock times as Unix seconds.
+
+    Parameters
+    ----------
+    event : callable
+        ``event(kind, message)``: told of frames that are lost and of blocks that workers die with.
     """
 
-    def __init__(self, *, silent_after_seconds: float, window_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        silent_after_seconds: float,
+        window_bytes: int,
+        event: Callable[[str, str], None] = lambda kind, message: None,
+    ) -> None:
         self._silent_after = silent_after_seconds
         self._window = window_bytes
+        self._event = event
         self.peers: dict[bytes, Peer] = {}
         self._start: Start | None = None
         self._end: End | None = None
@@ -147,6 +163,9 @@ class Ledger:
         self._lost: Counter[str] = Counter()
         self._lost_kinds: Counter[str] = Counter()
         self._held_bytes = 0
+        self._suspected: set[int] = set()  # blocks that are handed out alone
+        self._dead: set[str] = set()  # worker processes, as far as is known
+        self._losses_told = 0
         self._complete = False
         self._blocks_sent = 0
         self.blocks_redelivered = 0
@@ -361,6 +380,7 @@ class Ledger:
     def hello(self, identity: bytes, hello: Hello, now: float) -> None:
         """A worker starts, or starts again over a new connection: what it held before goes to others."""
         self._recall(identity)
+        self._take_back(hello.worker)
         peer = self.peers[identity] = Peer(name=hello.worker, last_seen=now)
         if self._start is not None:
             peer.notices.append(self._start)
@@ -374,6 +394,8 @@ class Ledger:
             return False
         returned = not peer.present
         peer.last_seen, peer.present = now, True
+        if returned:
+            self._take_back(peer.name)
         return returned
 
     def credit(self, identity: bytes, blocks: int) -> None:
@@ -422,19 +444,22 @@ class Ledger:
         block = self._block_of(reject)
         if block is None or block.holder != identity:
             return
+        reason = reject.reason[:REASON_CHARACTERS]
+        lost: list[int] = []
         for frame in reject.frame_ids:
             if frame in block.open_frames and frame not in block.refused:
-                block.refused[frame] = reject.reason
+                block.refused[frame] = reason
                 block.refused_by.add(identity)
                 block.refusals[frame] += 1
                 if block.refusals[frame] >= ATTEMPTS:
                     del block.open_frames[frame]
-                    self._lose_of(block.header.block, [frame], reject.reason, "rejected")
+                    lost.append(frame)
+        self._give_up(block, lost, reason, "rejected")
         self._settle(block)
 
-    def goodbye(self, identity: bytes) -> None:
-        """A worker left, or its connection is gone: what it held goes to others."""
-        self._recall(identity)
+    def goodbye(self, identity: bytes, *, died: bool = False) -> None:
+        """A worker left, or its connection is gone (``died``): what it held goes to others."""
+        self._recall(identity, died=died)
         self.peers.pop(identity, None)
 
     # ---- what goes out
@@ -448,7 +473,7 @@ class Ledger:
         ]
         for identity in silent:
             self.peers[identity].present = False
-            self._recall(identity)
+            self._recall(identity, died=True)
         return [self.peers[identity].name for identity in silent]
 
     def heartbeat(self) -> None:
@@ -515,11 +540,46 @@ class Ledger:
         if not ready or not self._queue:
             return None
         ready.sort(key=self._turn)
+        if self._suspected:
+            reserved = self._reserved()
+            if reserved is not None:
+                block, identity = reserved
+                if identity in ready and not self.peers[identity].blocks:
+                    self._queue.remove(block)
+                    return self._hand_over(block, identity)
+                ready = [other for other in ready if other != identity]
+            ready = [other for other in ready if not self._works_alone(other)]
+            if not ready:
+                return None
         for position, block in enumerate(self._queue):
-            if self._is_open(block) and (identity := self._taker(block, ready)) is not None:
+            if (
+                self._is_open(block)
+                and not block.deaths.is_suspected
+                and (identity := self._taker(block, ready)) is not None
+            ):
                 del self._queue[position]
                 return self._hand_over(block, identity)
         return None
+
+    def _works_alone(self, identity: bytes) -> bool:
+        """Whether a worker has a suspected block, beside which it gets no other."""
+        return not self._suspected.isdisjoint(self.peers[identity].blocks)
+
+    def _reserved(self) -> tuple[Block, bytes] | None:
+        """The next suspected block, one at a time, and the worker kept free for it."""
+        if any(self._works_alone(identity) for identity in self.peers):
+            return None
+        waiting = (block for block in self._queue if block.deaths.is_suspected and self._is_open(block))
+        block = next(waiting, None)
+        able = [
+            identity
+            for identity, peer in self.peers.items()
+            if peer.present and (peer.credit > 0 or peer.blocks)
+        ]
+        if block is None or not able:
+            return None
+        untried = [identity for identity in able if identity not in block.refused_by]
+        return block, min(untried or able, key=lambda identity: len(self.peers[identity].blocks))
 
     def _turn(self, identity: bytes) -> tuple[int, int]:
         """The most free worker first; of equally free ones the one that had least."""
@@ -545,6 +605,8 @@ class Ledger:
         block.holder = identity
         if len(block.open_frames) < len(block.header.frame_ids):  # some have their verdict from before
             block.header = msgspec.structs.replace(block.header, wanted=list(block.open_frames))
+        if block.deaths.is_suspected != block.header.alone:
+            block.header = msgspec.structs.replace(block.header, alone=not block.header.alone)
         messages: list[tuple[Message, Sequence[Buffer]]] = []
         if block.header.config_id not in peer.configurations:
             peer.configurations.add(block.header.config_id)
@@ -570,6 +632,16 @@ class Ledger:
             self._answers.append(Answer(block=number, frame_ids=frames, reason=reason))
             self._count_lost(len(frames), reason, kind)
 
+    def _give_up(self, block: Block, frames: list[int], reason: str, kind: str) -> None:
+        """Frames that were tried often enough are lost, and that is told."""
+        if not frames:
+            return
+        self._lose_of(block.header.block, frames, reason, kind)
+        self._losses_told += 1
+        if self._losses_told <= LOSSES_TOLD:
+            last = "; further ones are only counted" if self._losses_told == LOSSES_TOLD else ""
+            self._event("frames_lost", f"{_named(frames)} lost: {reason}{last}")
+
     def _count_lost(self, count: int, reason: str, kind: str) -> None:
         if not count:
             return
@@ -587,6 +659,7 @@ class Ledger:
 
     def _forget(self, block: Block) -> None:
         self._release(block)
+        self._suspected.discard(block.header.block)
         del self._blocks[block.header.block]
         self._held_bytes -= block.size
 
@@ -602,8 +675,50 @@ class Ledger:
         self._queue.appendleft(block)
         self.blocks_redelivered += 1
 
-    def _recall(self, identity: bytes) -> None:
+    def _recall(self, identity: bytes, *, died: bool = False) -> None:
         peer = self.peers.get(identity)
-        if peer is not None:
-            for block in sorted(peer.blocks.values(), key=lambda b: b.header.block, reverse=True):
+        if peer is None:
+            return
+        if died:
+            self._dead.add(peer.name)
+        for block in sorted(peer.blocks.values(), key=lambda b: b.header.block, reverse=True):
+            if died:
+                self._suspect(block, peer.name)
+            if block.open_frames:
                 self._requeue(block)
+            else:
+                self._forget(block)
+
+    def _suspect(self, block: Block, worker: str) -> None:
+        """A worker died with a block."""
+        first = next((frame for frame in block.open_frames if frame not in block.refused), None)
+        if first is None:
+            return
+        deaths, number = block.deaths, block.header.block
+        if deaths.add(worker, first):
+            del block.open_frames[first]
+            self._give_up(block, [first], FATAL, "worker_died")
+        if deaths.is_suspected and number not in self._suspected:
+            self._suspected.add(number)
+            count = len(deaths.with_block)
+            told = f"{count} workers died with the block of {_named(list(block.open_frames))}"
+            self._event("block_suspected", f"{told}: it is tried alone, frame by frame")
+
+    def _take_back(self, worker: str) -> None:
+        """A worker that was thought dead is not."""
+        if worker not in self._dead:
+            return
+        self._dead.discard(worker)
+        for number, block in self._blocks.items():
+            block.deaths.take_back(worker)
+            if not block.deaths.is_suspected:
+                self._suspected.discard(number)
+
+
+def _named(frames: Sequence[int]) -> str:
+    """Frames as people are told of them: ``frame 7``, ``frames 3, 7``, ``64 frames from frame 128 on``."""
+    if len(frames) == 1:
+        return f"frame {frames[0]}"
+    if len(frames) <= 5:
+        return f"frames {', '.join(map(str, frames))}"
+    return f"{len(frames)} frames from frame {frames[0]} on"

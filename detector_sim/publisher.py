@@ -40,6 +40,7 @@ TOLD_SECONDS = 1.0  # between two lines about messages that are not understood
 NOTED_EVERY_SECONDS = 0.05  # verdicts that a killed process had not yet written down are asked for again
 FIGURES_EVERY_SECONDS = 0.2
 SPOOL_FULL = "spool full"
+GONE = "is gone"  # of a worker whose connection is, without a goodbye
 
 
 class Publisher:
@@ -85,7 +86,9 @@ class Publisher:
         security: Security | None = None,
     ) -> None:
         self._link = Link.router(context, bind, security)
-        self._ledger = Ledger(silent_after_seconds=silent_after_seconds, window_bytes=window_bytes)
+        self._ledger = Ledger(
+            silent_after_seconds=silent_after_seconds, window_bytes=window_bytes, event=event
+        )
         self._safekeeping = safekeeping
         self._traces = traces
         self._limit = LinkLimit(None)
@@ -326,7 +329,7 @@ class Publisher:
                 reason = "damaged in the spool"
                 log.error("block %d: %s", number, error)
                 with self.changed:
-                    self._ledger.lose_spooled(number, reason)
+                    self._ledger.lose_spooled(number, reason, "spool_damaged")
                 self._event("spool_damaged", f"a block cannot be read back: {error}; its frames are lost")
             else:
                 with self.changed:
@@ -391,7 +394,7 @@ class Publisher:
     def _lose_peer(self, identity: bytes, how: str) -> None:
         peer = self._ledger.peers.get(identity)
         if peer is not None:
-            self._ledger.goodbye(identity)
+            self._ledger.goodbye(identity, died=how == GONE)
             if peer.present:  # a silent one was counted when it fell silent
                 self.departed["left" if how == "left" else "gone"] += 1
             self._event("worker_left", f"worker {peer.name} {how}")
@@ -408,7 +411,7 @@ class Publisher:
                     self._spend(self._link.send(message, buffers, to=delivery.to))
             except PeerGone:
                 with self.changed:
-                    self._lose_peer(delivery.to, "is gone")
+                    self._lose_peer(delivery.to, GONE)
                     self.changed.notify_all()
 
     def _send_blocks(self) -> float:
@@ -431,7 +434,7 @@ class Publisher:
                         self._traces.sent(message, self._ledger.peers[delivery.to].name)
             except PeerGone:
                 with self.changed:
-                    self._lose_peer(delivery.to, "is gone")
+                    self._lose_peer(delivery.to, GONE)
                     self.changed.notify_all()
 
     def _spend(self, size: int) -> None:

@@ -62,6 +62,7 @@ class Outcome:
     block: Block
     results: Results | None
     rejected: dict[int, str] = field(default_factory=dict)  # frame_id -> reason
+    is_last: bool = True  # of the outcomes of this block, where it is recovered frame by frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,7 @@ class Recoverer:
         self,
         device: torch.device,
         batch_pixels: int,
-        batch_changed: Callable[[BatchKey, int, bool], None] = lambda *_: None,
+        batch_changed: Callable[[BatchKey, int, bool], None] = lambda key, frames, is_less: None,
     ) -> None:
         self._device, self._batch_pixels = device, batch_pixels
         self._configurations: dict[str, Configuration] = {}
@@ -154,7 +155,7 @@ class Recoverer:
         except Exception as error:
             log.exception("no recovery for configuration %s", blocks[0].header.config_id)
             reason = error_line(error)
-            return [Outcome(block, None, dict.fromkeys(_wanted(block), reason)) for block in blocks]
+            return [Outcome(block, None, dict.fromkeys(wanted_frames(block), reason)) for block in blocks]
         try:
             return self._together(blocks, task)
         except Exception:
@@ -230,7 +231,7 @@ class Recoverer:
         try:
             measurements = self._measurements(block, rows, task)
         except Exception as error:
-            outcome.rejected = dict.fromkeys(_wanted(block), error_line(error))
+            outcome.rejected = dict.fromkeys(wanted_frames(block), error_line(error))
         else:
             found = list(self._halved(block, rows, measurements, task, outcome.rejected))
             outcome.results = _joined(found) if found else None
@@ -421,7 +422,8 @@ def _rows(block: Block) -> Sequence[int]:
     return [row for row, frame in enumerate(header.frame_ids) if frame in wanted]
 
 
-def _wanted(block: Block) -> list[int]:
+def wanted_frames(block: Block) -> list[int]:
+    """The frame_ids of a block that are to be recovered."""
     return [block.header.frame_ids[row] for row in _rows(block)]
 
 

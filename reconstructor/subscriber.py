@@ -83,6 +83,7 @@ class Subscriber:
         self._answers: deque[Message] = deque()
         self._held = 0  # blocks delivered and not finished
         self._to_grant = 0
+        self._answered = threading.Condition(self._lock)  # all answers have been sent
         self._leaving = False
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
@@ -108,14 +109,24 @@ class Subscriber:
         """Blocks delivered and not finished."""
         return self._held
 
-    def finish(self, answers: list[Message]) -> None:
-        """A block is done: send its acks and rejects, and take another."""
+    @property
+    def leaving(self) -> bool:
+        """Whether no further blocks are taken."""
+        return self._leaving
+
+    def finish(self, answers: list[Message], *, is_last: bool = True) -> None:
+        """A block is done: send its acks and rejects, and take another. Not ``is_last``: a part of it is."""
         with self._lock:
             self._answers.extend(answers)
-            self._held -= 1
-            self._to_grant += not self._leaving
+            self._held -= is_last
+            self._to_grant += is_last and not self._leaving
         if threading.current_thread() is not self._thread:
             self._bell.ring()
+
+    def await_answered(self, seconds: float) -> None:
+        """Return when what was answered has been sent, or after so long."""
+        with self._answered:
+            self._answered.wait_for(lambda: not self._answers, seconds)
 
     def leave(self) -> None:
         """Take no further blocks; what arrives from now on is left to other workers."""
@@ -217,6 +228,8 @@ class Subscriber:
                 self._answers.popleft()
                 if isinstance(answer, Ack):
                     self._to_grant -= answer.credit
+                if not self._answers:
+                    self._answered.notify_all()
             if self._to_grant > 0 and link.send(Credit(blocks=self._to_grant)):
                 self._to_grant = 0
 

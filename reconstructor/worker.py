@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 import zmq
 from prometheus_client.metrics_core import Metric as Family
@@ -47,7 +48,7 @@ from common.wire.messages import (
     Start,
 )
 from common.wire.planes import Planes
-from reconstructor.batches import Block, Outcome, Recoverer, RecoveryChoice
+from reconstructor.batches import Block, Outcome, Recoverer, RecoveryChoice, wanted_frames
 from reconstructor.memory import BatchKey
 from reconstructor.metrics import Measured
 from reconstructor.recovery import check_recovery
@@ -56,6 +57,8 @@ from reconstructor.writer import Results, ResultsWriter
 
 log = logging.getLogger(__name__)
 
+
+ANSWERED_SECONDS = 1.0  # that a frame recovered alone waits for the answer of the one before to be sent
 
 class _Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -172,6 +175,7 @@ class Worker:
         self._writer: ResultsWriter | None = None
         self._tally = _Tally()
         self._measured = Measured()
+        self._refused = ""  # why nothing can be written where the series wants it
         self._gpu = gpu_of(self._device)
         self._credits = settings.credits
         self._series = self._session = ""
@@ -369,6 +373,8 @@ class Worker:
                         self._outbox.put(lambda notice=notice: self._configure(notice))
                 case Frames() as header:
                     self._recover_blocks(header, received)
+                case Frames(alone=True) as header:
+                    self._recover_alone(header, received)
                 case _:  # end: a series is over when its frames are, and the next start says the rest
                     pass
 
@@ -403,25 +409,46 @@ class Worker:
             next_header = follower.message
             frames += len(next_header.frame_ids)
             same = (next_header.series, next_header.config_id) == (header.series, header.config_id)
-            if not same or frames > self._recoverer.joined_frames:
+            if not same or next_header.alone or frames > self._recoverer.joined_frames:
                 break
             blocks.append(Block(next_header, follower.buffers))
             self._waiting.popleft()
-        about(config=header.config_id)
+        for outcome in self._recovered(blocks):
+            self._outbox.put(outcome)
+
+    def _recover_alone(self, header: Frames, received: Received) -> None:
+        """Recover a block that workers died with: each frame only when the one before is answered for.
+
+        So the detector knows which frame it was if this worker dies too.
+        """
+        whole = Block(header, received.buffers)
+        frames = wanted_frames(whole)
+        for frame in frames:
+            if self.failed or self._subscriber.leaving:
+                return  # what is left goes to others
+            one = msgspec.structs.replace(header, wanted=[frame])
+            (outcome,) = self._recovered([Block(one, received.buffers)])
+            outcome.is_last = frame == frames[-1]
+            written = threading.Event()
+            self._outbox.put(outcome)
+            self._outbox.put(written.set)
+            while not written.wait(ANSWERED_SECONDS) and not self.failed:
+                pass
+            self._subscriber.await_answered(ANSWERED_SECONDS)
+
+    def _recovered(self, blocks: list[Block]) -> list[Outcome]:
+        headers = [block.header for block in blocks]
+        about(config=headers[0].config_id)
         choice, began = self._choice, time.monotonic()
         outcomes = self._recoverer.recover(blocks, choice)
         seconds = time.monotonic() - began
         if self._tracing is not None:
-            headers = [block.header for block in blocks]
             self._trace("recover", headers, seconds, {"cryoflux.method": choice.spec.method})
         self._tally.recovery_seconds += seconds
         self._tally.batches += 1
-        wanted = (
-            block.header.frame_ids if block.header.wanted is None else block.header.wanted for block in blocks
-        )
+        wanted = (header.frame_ids if header.wanted is None else header.wanted for header in headers)
         self._measured.batch(choice.spec.method, sum(map(len, wanted)), seconds)
-        for outcome in outcomes:
-            self._outbox.put(outcome)
+        return outcomes
 
     def _trace(self, name: str, headers: Sequence[Frames], seconds: float, more: Attributes) -> None:
         """A span, that ends now, in the trace of each block that it was made for."""
@@ -477,7 +504,8 @@ class Worker:
         self._writer = ResultsWriter(start, self._unique_name)
 
     def _configure(self, notice: ConfigurationNotice) -> None:
-        assert self._writer is not None
+        if self._writer is None:
+            return
         self._writer.configure(notice)
         configuration = notice.configuration
         self._measured.configuration(
@@ -496,6 +524,10 @@ class Worker:
             if self._tracing is not None:
                 self._trace("write", [results.header for results in group], seconds, {})
             self._measured.written(seconds)
+        if self._refused:
+            for outcome in outcomes:
+                outcome.results = None
+                outcome.rejected = dict.fromkeys(wanted_frames(outcome.block), self._refused)
         for outcome in outcomes:
             header, results = outcome.block.header, outcome.results
             answers: list[Message] = []
@@ -510,7 +542,7 @@ class Worker:
                 answers.append(
                     Reject(series=header.series, block=header.block, frame_ids=frames, reason=reason)
                 )
-            self._subscriber.finish(answers)
+            self._subscriber.finish(answers, is_last=outcome.is_last)
 
 
 def run_worker(settings: Settings, name: str) -> int:

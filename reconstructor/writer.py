@@ -78,12 +78,14 @@ class ResultsWriter:
         # The first header is the same whoever writes it, so workers that begin together cannot disagree;
         # ``finalise`` puts in the counts and the statistics.
         header = stack_header(start.shape, start.frames_expected or 0, start.pixel_size_angstrom)
-        self._recovered = os.open(self._output / RECOVERED, os.O_RDWR | os.O_CREAT, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        self._recovered = os.open(self._output / RECOVERED, flags, 0o644)
         if os.fstat(self._recovered).st_size < HEADER_BYTES:
             os.pwrite(self._recovered, header, 0)
         self._archive = ArchiveWriter(self._output, worker) if keep_measurements else None
         if self._archive is not None:
             self._archive.append(start)
+        self._kept_last: tuple[Sequence[Buffer], Span] | None = None
         self._configurations: dict[str, Span] = {}
         self._journal = JournalWriter(self._output, worker)
         self._sync_folders()
@@ -98,8 +100,7 @@ class ResultsWriter:
         spans: list[Span | None] = []
         for results in group:
             self._write_slots(results)
-            archive = self._archive
-            spans.append(None if archive is None else archive.append(results.header, results.buffers))
+            spans.append(self._kept(results))
         os.fsync(self._recovered)
         if self._archive is not None:
             self._archive.sync()
@@ -107,6 +108,16 @@ class ResultsWriter:
         for results, span in zip(group, spans, strict=True):
             self._journal.append(self._lines(results, span))
         self._journal.sync()
+
+    def _kept(self, results: Results) -> Span | None:
+        """Where a block's measurements are kept: once, also where its frames are written one by one."""
+        if self._archive is None:
+            return None
+        if self._kept_last is not None and self._kept_last[0] is results.buffers:
+            return self._kept_last[1]
+        span = self._archive.append(results.header, results.buffers)
+        self._kept_last = (results.buffers, span) if results.header.alone else None
+        return span
 
     def close(self) -> None:
         """Close all files."""
@@ -281,7 +292,7 @@ def finalise(
 def _complete_stack(path: Path, shape: tuple[int, int], count: int, pixel_size: float) -> None:
     """Give the stack its size, its counts and its statistics, computed a chunk at a time."""
     slot = 4 * shape[0] * shape[1]
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         os.ftruncate(file, HEADER_BYTES + count * slot)
         smallest, largest, total, squares = np.inf, -np.inf, 0.0, 0.0

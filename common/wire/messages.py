@@ -112,6 +112,7 @@ class Frames(Header, frozen=True, kw_only=True, tag="frames"):
     metadata: dict[str, list[Cell]] | None = None  # RELION columns, one value a frame
     attempt: Count = 1  # 1 + times this block was redelivered
     wanted: FrameIds | None = None  # redelivered: the frames still without a result; none: all of them
+    alone: bool = False  # workers died with it: recover and acknowledge its frames one at a time, in order
     trace: TraceParent = ""  # W3C traceparent of the block where traces are made; see common.tracing
 
 

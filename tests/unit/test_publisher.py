@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -18,7 +19,8 @@ from common.wire.messages import (
     Reject,
     Start,
 )
-from detector_sim.ledger import ATTEMPTS, Ledger
+from detector_sim.deaths import FATAL, FATAL_AFTER, SUSPECTED_AFTER
+from detector_sim.ledger import ATTEMPTS, LOSSES_TOLD, REASON_CHARACTERS, REASONS_KEPT, Ledger
 
 SILENT_AFTER = 3.0
 SIZE = 100
@@ -103,6 +105,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.deliveries: list[tuple[bytes, Frames]] = []
         self.credit: dict[bytes, int] = {}
         self.told: dict[bytes, set[str]] = {}
+        self.deaths: dict[int, set[str]] = {}  # block -> workers that died with it
+        self.fatal: dict[int, set[str]] = {}  # frame -> workers that died at it, recovering it alone
 
     def _fate(self, *fates: str) -> int:
         return sum(status in fates for status in self.status.values())
@@ -173,6 +177,11 @@ class AnyOrder(RuleBasedStateMachine):
         assert set(wanted) == self._open_of(header), (
             "asked for frames that have their verdict, or not for all"
         )
+        suspected = len(self.deaths.get(header.block, ())) >= SUSPECTED_AFTER
+        assert header.alone == suspected
+        beside = [block for block, holder in self.holder.items() if holder == delivery.to]
+        assert not any(len(self.deaths.get(block, ())) >= SUSPECTED_AFTER for block in beside)
+        assert not (suspected and beside), "a suspected block is handed out alone"
         self.holder[header.block] = delivery.to
         self.deliveries.append((delivery.to, header))
 
@@ -213,12 +222,23 @@ class AnyOrder(RuleBasedStateMachine):
         self._settle(header)
 
     @precondition(lambda self: self.credit)
-    @rule(data=st.data())
-    def a_worker_leaves(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), died=st.booleans())
+    def a_worker_leaves(self, data: st.DataObject, died: bool) -> None:
         identity = data.draw(st.sampled_from(sorted(self.credit)))
-        self.ledger.goodbye(identity)
+        self.ledger.goodbye(identity, died=died)
         del self.credit[identity], self.told[identity]
-        self._recalled(identity)
+        self._recalled(identity, died=died)
+
+    @precondition(lambda self: self.holder)
+    @rule(data=st.data())
+    def a_worker_dies_with_what_it_holds(self, data: st.DataObject) -> None:
+        """And somebody takes its place: workers are started again."""
+        identity = data.draw(st.sampled_from(sorted(self.holder.values())))
+        self.ledger.goodbye(identity, died=True)
+        del self.credit[identity], self.told[identity]
+        self._recalled(identity, died=True)
+        self.a_worker_joins(4)
+        self.a_block_goes_out()
 
     @rule(seconds=st.floats(0.1, 2.0))
     def time_passes(self, seconds: float) -> None:
@@ -226,25 +246,50 @@ class AnyOrder(RuleBasedStateMachine):
         self.ledger.tick(self.now)
         for identity, peer in self.ledger.peers.items():
             if not peer.present:
-                self._recalled(identity)
+                self._recalled(identity, died=True)
 
     @precondition(lambda self: self.credit)
     @rule(data=st.data())
     def a_worker_is_heard(self, data: st.DataObject) -> None:
-        self.ledger.heard(data.draw(st.sampled_from(sorted(self.credit))), self.now)
+        identity = data.draw(st.sampled_from(sorted(self.credit)))
+        if self.ledger.heard(identity, self.now):
+            self._lives(self.ledger.peers[identity].name)
 
     @precondition(lambda self: self.credit)
     @rule(data=st.data())
     def a_worker_connects_anew(self, data: st.DataObject) -> None:
         identity = data.draw(st.sampled_from(sorted(self.credit)))
-        self.ledger.hello(identity, Hello(worker="again", host="h", pid=2), self.now)
+        name = self.ledger.peers[identity].name
+        self._recalled(identity)
+        self.ledger.hello(identity, Hello(worker=name, host="h", pid=2), self.now)
         self.credit[identity] = 0
         self.told[identity] = set()
-        self._recalled(identity)
+        self._lives(name)
 
-    def _recalled(self, identity: bytes) -> None:
+    def _lives(self, name: str) -> None:
+        for names in (*self.deaths.values(), *self.fatal.values()):
+            names.discard(name)
+
+    def _recalled(self, identity: bytes, *, died: bool = False) -> None:
         for block in [block for block, holder in self.holder.items() if holder == identity]:
+            if died:
+                self._died_with(block, identity.decode())
             self._let_go(block)
+
+    def _died_with(self, block: int, name: str) -> None:
+        header = next(header for _, header in reversed(self.deliveries) if header.block == block)
+        refused = self.refused.get(block, set())
+        left = [f for f in header.frame_ids if self.status[f] == "open" and f not in refused]
+        deaths = self.deaths.setdefault(block, set())
+        if not left:
+            return
+        if len(deaths) < SUSPECTED_AFTER:
+            deaths.add(name)
+            return
+        workers = self.fatal.setdefault(left[0], set())
+        workers.add(name)
+        if len(workers) >= FATAL_AFTER:
+            self.status[left[0]] = "lost"
 
     @invariant()
     def every_frame_is_accounted_for(self) -> None:
@@ -301,6 +346,152 @@ def test_a_frame_is_lost_after_three_rejections_and_not_before() -> None:
     assert ledger.accounts().lost == {"no 3": 1}
     assert ledger.accounts().acknowledged == 1
     assert ledger.held_bytes == 0
+
+
+def _die(ledger: Ledger, name: str) -> None:
+    ledger.goodbye(name.encode(), died=True)
+
+
+def test_the_frame_that_workers_die_of_is_lost_and_those_beside_it_are_not() -> None:
+    """The worst case: the bad block lies before and behind good ones in every worker's hands."""
+    told: list[tuple[str, str]] = []
+    ledger = Ledger(silent_after_seconds=3, window_bytes=10_000, event=lambda *line: told.append(line))
+    ledger.open(_start())
+    ledger.configure(ConfigurationNotice(configuration={"config_id": "A"}))
+    for first in range(0, 40, 8):
+        _add(ledger, list(range(first, first + 8)))
+    poison, deaths = 19, 0
+    while ledger.accounts().in_flight:
+        worker = _join(ledger, f"w{deaths}", credit=3)
+        held: list[Frames] = []
+        alive = True
+        while alive and (held or ledger.queued):
+            while (delivery := ledger.next_block()) is not None:
+                header = delivery.messages[-1][0]
+                assert isinstance(header, Frames)
+                held.append(header)
+            header = held.pop(0)
+            frames = header.wanted or header.frame_ids
+            steps = [[frame] for frame in frames] if header.alone else [frames]
+            for step in steps:
+                if poison in step:
+                    _die(ledger, f"w{deaths}")
+                    deaths, alive = deaths + 1, False
+                    break
+                ledger.ack(_ack(header, step), wall_now=0.0)
+            else:
+                ledger.credit(worker, 1)
+        assert ledger.accounts().balanced
+        assert deaths < 10
+    assert ledger.accounts().lost == {FATAL: 1}
+    assert ledger.accounts().acknowledged == 39
+    assert deaths == SUSPECTED_AFTER + FATAL_AFTER
+    assert [kind for kind, _ in told][-1] == "frames_lost"
+    assert told[-1][1] == f"frame 19 lost: {FATAL}"
+    assert "its block is tried alone" not in told[0][1]
+    assert ("block_suspected", told[0][1]) == told[0]
+    assert ledger.totals().lost == {"worker_died": 1}
+
+
+def test_a_block_that_workers_merely_happened_to_hold_is_recovered_whoever_is_killed() -> None:
+    ledger = _ledger()
+    _add(ledger, [0, 1, 2])
+    for death in range(10):
+        _join(ledger, f"w{death}")
+        _, header = _sent(ledger)
+        if header.alone:  # it gets on by one frame before it is killed
+            ledger.ack(_ack(header, (header.wanted or header.frame_ids)[:1]), wall_now=0.0)
+        _die(ledger, f"w{death}")
+        if ledger.accounts().acknowledged == 3:
+            break
+    assert ledger.accounts() == (3, 3, 0, 0, {})
+
+
+@pytest.mark.parametrize("sign", ["heard", "hello", "elsewhere"])
+def test_a_worker_that_only_lost_its_connection_has_not_died(sign: str) -> None:
+    ledger = _ledger()
+    _add(ledger, [0])
+    worker = _join(ledger, "w", credit=1)
+    for turn in range(10):
+        _, header = _sent(ledger)
+        assert not header.alone
+        if sign == "heard":
+            ledger.tick(now=SILENT_AFTER * (2 * turn + 1))
+            assert ledger.heard(worker, now=SILENT_AFTER * (2 * turn + 2))
+            ledger.credit(worker, 1)
+        else:
+            ledger.goodbye(worker, died=True)
+            worker = b"w" if sign == "hello" else b"w%d" % turn
+            ledger.hello(worker, Hello(worker="w", host="h", pid=1), 0.0)
+            ledger.credit(worker, 1)
+    assert ledger.accounts().lost == {}
+
+
+def test_a_suspected_block_waits_for_a_worker_that_is_free_while_the_rest_go_on() -> None:
+    ledger = _ledger(window_bytes=10_000)
+    for frame in range(12):
+        _add(ledger, [frame])
+    _join(ledger, "x")
+    assert _sent(ledger)[1].frame_ids == [0]
+    held: dict[bytes, list[Frames]] = {}
+    for name in ("a", "b"):
+        _join(ledger, name, credit=2)
+        held[name.encode()] = [_sent(ledger)[1], _sent(ledger)[1]]
+    _die(ledger, "x")
+    _join(ledger, "y")
+    assert _sent(ledger)[1].frame_ids == [0]
+    _die(ledger, "y")
+    for identity in held:
+        ledger.credit(identity, 1)
+    to, header = _sent(ledger)  # one of them goes on, the other is kept free
+    assert header.frame_ids == [5]
+    assert ledger.next_block() is None
+    other = b"a" if to == b"b" else b"b"
+    for block in held[other]:
+        ledger.ack(_ack(block), wall_now=0.0)
+        ledger.credit(other, 1)
+    assert _sent(ledger) == (
+        other,
+        msgspec.structs.replace(header, block=0, frame_ids=[0], attempt=3, alone=True),
+    )
+    assert ledger.next_block() is None  # beside it that worker gets nothing
+    ledger.credit(to, 1)
+    assert _sent(ledger)[0] == to
+    ledger.ack(_ack(header, [0]), wall_now=0.0)  # of another block
+    assert ledger.next_block() is None
+    ledger.ack(Ack(series="s1", block=0, frame_ids=[0]), wall_now=0.0)
+    assert _sent(ledger)[0] == other
+
+
+def test_a_worker_that_goes_without_an_answer_but_says_so_casts_no_suspicion() -> None:
+    ledger = _ledger()
+    _add(ledger, [0])
+    for name in "abcdefgh":
+        worker = _join(ledger, name)
+        assert not _sent(ledger)[1].alone
+        ledger.goodbye(worker)
+    assert ledger.accounts() == (1, 0, 1, 0, {})
+
+
+def test_a_reason_from_outside_is_kept_short_and_each_loss_is_told_up_to_a_bound() -> None:
+    told: list[str] = []
+    ledger = Ledger(silent_after_seconds=3, window_bytes=10**9, event=lambda kind, line: told.append(line))
+    ledger.open(_start())
+    ledger.configure(ConfigurationNotice(configuration={"config_id": "A"}))
+    worker = _join(ledger, "w", credit=1000)
+    for frame in range(100):
+        _add(ledger, [frame])
+        for _ in range(ATTEMPTS):
+            _, header = _sent(ledger)
+            ledger.reject(worker, _reject(header, reason=f"{frame} " + "x" * 100_000))
+    accounts = ledger.accounts()
+    assert accounts.balanced
+    assert sum(accounts.lost.values()) == 100
+    assert len(accounts.lost) == REASONS_KEPT + 1
+    assert max(map(len, accounts.lost)) <= REASON_CHARACTERS
+    assert len(told) == LOSSES_TOLD
+    assert told[0].startswith("frame 0 lost: 0 xxx")
+    assert told[-1].endswith("only counted")
 
 
 def test_what_one_worker_rejects_another_gets() -> None:
