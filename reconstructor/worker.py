@@ -57,8 +57,8 @@ from reconstructor.writer import Results, ResultsWriter
 
 log = logging.getLogger(__name__)
 
-
 ANSWERED_SECONDS = 1.0  # that a frame recovered alone waits for the answer of the one before to be sent
+
 
 class _Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -175,7 +175,6 @@ class Worker:
         self._writer: ResultsWriter | None = None
         self._tally = _Tally()
         self._measured = Measured()
-        self._refused = ""  # why nothing can be written where the series wants it
         self._gpu = gpu_of(self._device)
         self._credits = settings.credits
         self._series = self._session = ""
@@ -371,10 +370,10 @@ class Worker:
                 case ConfigurationNotice() as notice:
                     if self._recoverer.configure(notice):
                         self._outbox.put(lambda notice=notice: self._configure(notice))
-                case Frames() as header:
-                    self._recover_blocks(header, received)
                 case Frames(alone=True) as header:
                     self._recover_alone(header, received)
+                case Frames() as header:
+                    self._recover_blocks(header, received)
                 case _:  # end: a series is over when its frames are, and the next start says the rest
                     pass
 
@@ -504,8 +503,7 @@ class Worker:
         self._writer = ResultsWriter(start, self._unique_name)
 
     def _configure(self, notice: ConfigurationNotice) -> None:
-        if self._writer is None:
-            return
+        assert self._writer is not None
         self._writer.configure(notice)
         configuration = notice.configuration
         self._measured.configuration(
@@ -524,10 +522,6 @@ class Worker:
             if self._tracing is not None:
                 self._trace("write", [results.header for results in group], seconds, {})
             self._measured.written(seconds)
-        if self._refused:
-            for outcome in outcomes:
-                outcome.results = None
-                outcome.rejected = dict.fromkeys(wanted_frames(outcome.block), self._refused)
         for outcome in outcomes:
             header, results = outcome.block.header, outcome.results
             answers: list[Message] = []
