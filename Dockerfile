@@ -55,7 +55,7 @@ ARG CRYOFLUX_GID=10001
 RUN groupadd --non-unique --gid "${CRYOFLUX_GID}" cryoflux \
  && useradd --non-unique --uid "${CRYOFLUX_UID}" --gid cryoflux --home-dir /tmp --no-create-home \
             --shell /usr/sbin/nologin cryoflux \
- && install --directory --owner cryoflux --group cryoflux /results /state /spool \
+ && install --directory --owner cryoflux --group cryoflux /results /state /spool /keys \
  && install --directory /data
 COPY --from=libraries /opt/cryoflux /opt/cryoflux
 COPY --from=code /opt/code /opt/cryoflux

@@ -33,8 +33,9 @@ from typing import Any, NoReturn
 from tests.compose.engine import BUILD_SECONDS, Failed, NoEngine, Project, compose_command, versions
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICES = ("redis", "control", "reconstructor", "detector", "prometheus", "grafana", "session")
-OURS = ("control", "reconstructor", "detector", "session")
+SERVICES = ("keys", "redis", "control", "reconstructor", "detector", "prometheus", "grafana", "session")
+ONCE = ("keys", "session")  # they do something and end
+OURS = ("keys", "control", "reconstructor", "detector", "session")
 WAIT_SECONDS = 300.0
 POLL_SECONDS = 0.5
 RATE = 20  # frames per second; two slow cores recover as many
@@ -56,6 +57,7 @@ def main() -> int:
         "--without", action="append", default=[], choices=("grafana", "prometheus"), metavar="SERVICE",
         help="leave it out (grafana or prometheus), where its image cannot be had",
     )  # fmt: skip
+    parser.add_argument("--tokens", action="store_true", help="with an operator's and a viewer's token")
     parser.add_argument("--no-build", action="store_true", help="use the image that is there")
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
     asked = parser.parse_args()
@@ -65,7 +67,7 @@ def main() -> int:
         print(f"compose-test: {error}", file=sys.stderr)
         return NO_ENGINE
     signal.signal(signal.SIGTERM, _interrupt)
-    test = ComposeTest(compose, [name for name in SERVICES if name not in asked.without])
+    test = ComposeTest(compose, [name for name in SERVICES if name not in asked.without], asked.tokens)
     print(f"compose-test: {versions(compose)}", flush=True)
     passed = True
     for work in (lambda: test.run(build=not asked.no_build), lambda: asked.keep or test.remove()):
@@ -86,8 +88,9 @@ def main() -> int:
 class ComposeTest:
     """The steps, in order; each says in a line what it found."""
 
-    def __init__(self, compose: Sequence[str], services: Sequence[str]) -> None:
+    def __init__(self, compose: Sequence[str], services: Sequence[str], with_tokens: bool) -> None:
         self._services = services
+        self._tokens = {role: uuid.uuid4().hex if with_tokens else "" for role in ("operator", "viewer")}
         self._began = time.monotonic()
         ports = free_ports(3)
         self._control, self._prometheus, self._grafana = (f"http://127.0.0.1:{port}" for port in ports)
@@ -97,6 +100,9 @@ class ComposeTest:
             f"cryoflux-test-{uuid.uuid4().hex[:6]}",
             {
                 "BIND_ADDRESS": "127.0.0.1",
+                "OPERATOR_TOKEN": self._tokens["operator"],
+                "VIEWER_TOKEN": self._tokens["viewer"],
+                "KEYS_FOLDER": "keys",
                 **dict(
                     zip(("CONTROL_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT"), map(str, ports), strict=True)
                 ),
@@ -140,6 +146,8 @@ class ComposeTest:
         with self._step("a session, until 100 frames are recovered"):
             session = self._session()
             self._until_acknowledged(100)
+        with self._step("access"):
+            self._check_access()
         with self._step("C = 4 by REST"):
             switches = [self._change(4)]
             self._until_acknowledged(switches[-1]["effective_from_frame"] + 100)
@@ -197,7 +205,7 @@ class ComposeTest:
     # ---- steps
 
     def _until_healthy(self) -> None:
-        wanted = set(self._services) - {"session"}
+        wanted = set(self._services) - {*ONCE}
 
         def healthy() -> bool:
             states = {
@@ -206,7 +214,7 @@ class ComposeTest:
             }
             for service, state in states.items():
                 ended = state["Status"] in ("exited", "dead")
-                if ended and (service != "session" or state["ExitCode"]):
+                if ended and (service not in ONCE or state["ExitCode"]):
                     raise Failed(f"{service} ended with {state['ExitCode']}")
             return wanted <= {
                 service
@@ -220,6 +228,26 @@ class ComposeTest:
             if uid == "0":
                 raise Failed(f"{service} runs as root")
         self._tell(f"{len(wanted)} services, ours not as root")
+
+    def _check_access(self) -> None:
+        """Who shows no token, or the viewer's, is told so; without tokens there is nothing to be seen of them."""
+        if not self._tokens["operator"]:
+            return
+        address = f"{self._control}/api/v1/sessions/current"
+        for method, path, token, expected in (
+            ("GET", "", "", 401),
+            ("GET", "", "not the operator's token", 401),
+            ("POST", "/pause", self._tokens["viewer"], 403),
+        ):
+            try:
+                self._get(address + path, method, token=token)
+            except Failed as error:
+                if f": {expected} " not in str(error):
+                    raise
+            else:
+                raise Failed(f"{method} {path} was answered to whoever asked")
+        self._get(address, token=self._tokens["viewer"])
+        self._tell("nothing without a token, looking with the viewer's")
 
     def _session(self) -> str:
         """The id of the session that was started with everything else."""
@@ -394,7 +422,7 @@ class ComposeTest:
     # ---- asking
 
     def _rest(self, method: str, path: str, body: Any = None) -> Any:
-        return self._get(f"{self._control}/api/v1/{path}", method, body)
+        return self._get(f"{self._control}/api/v1/{path}", method, body, self._tokens["operator"])
 
     def _metrics(self) -> dict[str, Any]:
         return self._rest("GET", "sessions/current/metrics")
@@ -413,12 +441,14 @@ class ComposeTest:
         return self._get(f"{self._prometheus}/api/v1/query?{asked}")["data"]["result"]
 
     @staticmethod
-    def _get(address: str, method: str = "GET", body: Any = None) -> Any:
+    def _get(address: str, method: str = "GET", body: Any = None, token: str = "") -> Any:
         """What an HTTP interface of this machine answers."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            address, data, {"Content-Type": "application/json"} if data else {}, method=method
-        )
+        headers = {
+            **({"Content-Type": "application/json"} if data else {}),
+            **({"Authorization": f"Bearer {token}"} if token else {}),
+        }
+        request = urllib.request.Request(address, data, headers, method=method)
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with direct.open(request, timeout=60.0) as answer:
