@@ -21,6 +21,7 @@ from common.exposition import Exposition, registry_of
 from common.logs import about, last_word
 from common.operators.spec import MaskSpec
 from common.protection import NotProtected
+from common.roots import inputs_of
 from common.session import ArchiveSource, SessionSpec
 from common.settings import Settings
 from common.tracing import start as start_tracing
@@ -160,7 +161,9 @@ class Detector:
         try:
             spec = SessionSpec.model_validate(found.head.spec)
             left = (spool, found)
-            series = open_series(spec, start.session, self._publisher, self._settings, self._event, left)
+            series = open_series(
+                spec, start.session, self._publisher, self._series_settings(), self._event, left
+            )
         except Exception as error:  # whatever it is, the next session must not suffer from it
             log.exception("the series %s cannot be gone on with", start.series)
             self._safekeeping.put_aside(spool, error)
@@ -240,7 +243,9 @@ class Detector:
             raise Conflict(f"a series is {self._series.state}; stop it first")
         try:
             spec = self._with_archive(arguments.spec)
-            series = open_series(spec, arguments.session, self._publisher, self._settings, self._event)
+            series = open_series(
+                spec, arguments.session, self._publisher, self._series_settings(), self._event
+            )
         except OSError as error:  # a file that is not there is the asker's mistake
             raise ValueError(error_line(error)) from error
         self._over.clear()
@@ -263,6 +268,13 @@ class Detector:
         speed = spec.source.speed if "speed" in spec.source.model_fields_set else self._replay.speed
         source = self._replay.model_copy(update={"speed": speed})
         return spec.model_copy(update={"source": source})
+
+    def _series_settings(self) -> Settings:
+        """The settings, by which the archive that the detector was started with may be read too."""
+        if self._replay is None or self._replay.path is None or not inputs_of(self._settings).limited:
+            return self._settings
+        inputs = (*self._settings.inputs, self._replay.path)
+        return self._settings.model_copy(update={"inputs": inputs})
 
     def _running(self) -> Series:
         if self._series is None:
@@ -289,6 +301,7 @@ class Detector:
     def figures(self) -> Figures:
         """Everything that is measured here, at one moment."""
         publisher = self._publisher
+        spool = publisher.spool_counters()
         with publisher.changed:
             ledger, series = publisher.ledger, self._series
             present = [peer for peer in ledger.peers.values() if peer.present]
@@ -298,6 +311,10 @@ class Detector:
                 in_flight=ledger.in_flight,
                 queued=ledger.queued,
                 spooled=ledger.spooled,
+                spool_bytes=spool["spool_bytes"],
+                spool_limit_bytes=spool["spool_limit_bytes"],
+                spool_failing=bool(spool["spool_error"]),
+                restarts=0 if series is None else series.restarts,
                 unacknowledged_bytes=ledger.held_bytes,
                 window_bytes=publisher.window_bytes,
                 series=self._past if series is None else self._past.with_those_of(series.totals()),

@@ -215,6 +215,8 @@ def read_reference(output: Path, frame_id: int) -> np.ndarray | None:
 
 def _frames_of(output: Path, frame_id: int) -> tuple[dict[str, str], Record, Frames]:
     row = find_row(output, frame_id)
+    if Path(row["worker"]).name != row["worker"]:
+        raise MalformedMessage(f"{output}: a journal names a worker {row['worker']!r:.80}: no name of a file")
     record = record_at(output / FOLDER / f"{row['worker']}.cfx", int(row["archive_offset"]))
     if not isinstance(record.message, Frames):
         raise MalformedMessage(f"{record.path}: no frames at byte {record.span.offset}")

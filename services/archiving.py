@@ -13,6 +13,8 @@ from typing import Any
 
 from common.archive import BrokenArchive
 from common.archive.writer import read_log
+from common.roots import outputs_of
+from common.settings import Settings
 from common.wire.control import error_line
 from common.wire.messages import MalformedMessage
 from reconstructor.archive import read_start
@@ -74,7 +76,8 @@ def follow(session: Path, file: Path) -> int:
     if opening is None:
         return 1
     try:
-        answer = _follow(session, file, opening["specification"], messages)
+        outputs = outputs_of(Settings.load())
+        answer = _follow(outputs.real(session), outputs.real(file), opening["specification"], messages)
     except (BrokenArchive, MalformedMessage) as error:
         answer = {"error": str(error)}
     except OSError as error:

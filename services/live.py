@@ -6,7 +6,6 @@ A session is steered by the same REST calls that anyone may make.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -18,21 +17,23 @@ import httpx
 
 from common.ending import ending_signals
 from common.logs import Format
-from common.session import RESULTS
+from common.roots import Roots, inputs_of, outputs_of
+from common.session import SessionSpec
+from common.settings import Settings
 from common.tokens import Role, Tokens
 from services.archiving import remove_archive
+from services.clearing import clear
 from services.client import INTERRUPTED, Ending, Plan, Remote, Steering, run
 from services.control_plane.https import Certificate, trusting
+from services.control_plane.places import Places, named_by
 from services.control_plane.server import listen
 from services.display import Display, serving
-from services.failure import CannotRun, WrongOption
+from services.failure import CannotRun
 from services.supervisor import GRACE_SECONDS, GaveUp, Supervisor
 
 READY_SECONDS = 180.0
 WATCH_SECONDS = 0.2
 ANYWHERE = ("", "0.0.0.0", "::")
-
-LEFTOVERS = ("logs", "spool", "state.sqlite", "state.sqlite-wal", "state.sqlite-shm")
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ class Place:
 def live(plan: Plan, place: Place, *, overwrite: bool) -> int:
     """Run a session in its own processes; the exit code: 0 if every frame acquired was recovered."""
     output = Path(plan.spec.output or "output").absolute()
-    plan = Plan(plan.spec.model_copy(update={"output": str(output)}), plan.changes)
+    spec, _ = Places().settled(plan.spec.model_copy(update={"output": str(output)}))
+    plan = Plan(spec, plan.changes)
     place.check()
-    prepare_output(output, overwrite=overwrite)
+    clear(output, overwrite=overwrite)
     if overwrite and plan.spec.archive is not None:
         remove_archive(Path(plan.spec.archive))
     display = Display()
@@ -95,6 +97,7 @@ def live(plan: Plan, place: Place, *, overwrite: bool) -> int:
         log_format=place.log_format,
         state=output / "state.sqlite",
         spool=output / "spool",
+        environment=limits(place.host, output, plan.spec),
         report=display.warn,
     )
 
@@ -128,6 +131,7 @@ def serve(place: Place, *, results: Path, state: str | None, logs: Path) -> int:
         log_format=place.log_format,
         state=state,
         results=results,
+        environment=limits(place.host, results.absolute()),
         report=display.warn,
     )
 
@@ -144,30 +148,24 @@ def serve(place: Place, *, results: Path, state: str | None, logs: Path) -> int:
     return run(_supervised(supervisor, display, service))
 
 
-def prepare_output(output: Path, *, overwrite: bool) -> None:
-    """Make the results folder, empty of results.
+def limits(host: str, results: Path, spec: SessionSpec | None = None) -> dict[str, str]:
+    """By which all processes keep to the folders of the settings, and to those of the command's own options.
 
-    Raises
-    ------
-    WrongOption
-        If it holds a session and ``overwrite`` is not set, or cannot be written.
+    Parameters
+    ----------
+    results : Path
+        Folder of the sessions that do not name their own, or of the only one.
+    spec : SessionSpec, optional
+        The session that the command itself asks for.
     """
-    if output.exists() and not output.is_dir():
-        raise WrongOption(f"--output: {output} is a file; name a folder")
-    if not overwrite and any((output / name).exists() for name in RESULTS):
-        raise WrongOption(
-            f"--output: {output} already holds a session; name another folder or give --overwrite"
-        )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name in (*RESULTS, *LEFTOVERS):
-            path = output / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise WrongOption(f"--output: {output}: {error.strerror}") from error
+    settings = Settings.load(http_host=host, results=str(results))
+    reads, writes = named_by(spec) if spec is not None else ([], [])
+    inputs, outputs = inputs_of(settings), outputs_of(settings)
+    places = Places(
+        Roots([*inputs.places, *reads]) if inputs.limited else inputs,
+        Roots([*outputs.places, *writes]) if outputs.limited else outputs,
+    )
+    return places.environment()
 
 
 async def _ready(remote: Remote, supervisor: Supervisor, ending: Ending) -> object | None:

@@ -29,20 +29,20 @@ import torch
 
 from common.archive import BrokenArchive
 from common.session import RecoverySpec
-from common.settings import Settings
+from common.settings import SECRETS, Settings
 from common.wire.control import error_line
 from common.wire.messages import ConfigurationNotice, Start
 from reconstructor.batches import Recoverer, RecoveryChoice
 from reconstructor.journal import read_journals
 from reconstructor.recorded import ArchiveRecording, FolderRecording, Recording, Unit
 from reconstructor.writer import ResultsWriter, Summary, finalise
+from services.clearing import clear
 from services.control_plane.metrics import ConfigurationFigures, final_quality, mean_quality
 from services.control_plane.report import FILE, write_report
 from services.control_plane.session import recovery_id
 from services.display import Display, recovered_summary, recovering
 from services.failure import CannotRun, WrongOption
 from services.lifeline import end_with
-from services.live import prepare_output
 
 PLAN = "recovery.json"
 LOCK = ".recovery.lock"
@@ -143,9 +143,8 @@ def recover_again(
             start = msgspec.structs.replace(
                 recording.start, output=str(output), frames_expected=recording.frames_acquired
             )
-            task = _Task(
-                source, dict(known), msgspec.msgpack.encode(start), choice, settings.model_dump(mode="json")
-            )
+            told = settings.model_dump(mode="json", exclude=set(SECRETS))  # recoveries need no secrets
+            task = _Task(source, dict(known), msgspec.msgpack.encode(start), choice, told)
             with progress(plan["frames"], len(there)) as done:
                 lost = Counter(_in_parallel(task, left, _processes(settings, workers), done, len(there)))
             lost.update(recording.lost_by_reason)
@@ -201,7 +200,7 @@ def _folder(output: Path, plan: Mapping[str, Any], *, overwrite: bool) -> Iterat
     path = output / PLAN
     before = _read_plan(path)
     if before is None or overwrite:
-        prepare_output(output, overwrite=overwrite)
+        clear(output, overwrite=overwrite)
     else:
         for name in plan:
             if before.get(name) != plan[name]:

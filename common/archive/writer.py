@@ -139,7 +139,7 @@ class ArchiveWriter:
         OSError
             If it cannot be written, or another process writes it.
         """
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             _lock(file, path)
             with open(file, "rb", closefd=False) as stream:

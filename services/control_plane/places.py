@@ -98,6 +98,21 @@ class Places:
         return {name: json.dumps(roots.places) for name, roots in limits.items() if roots.limited}
 
 
+def named_by(spec: SessionSpec) -> tuple[list[str], list[str]]:
+    """What a session with absolute paths reads, and what it writes; of a STAR file, all that is beside it."""
+    reads: list[str] = []
+    match spec.source:
+        case FileSource(path=path) if path.lower().endswith(".star"):
+            reads = [os.path.dirname(path)]
+        case FileSource(path=path) | ArchiveSource(path=str(path)):
+            reads = [path]
+        case SpecimenSource() if spec.source.specimen.structure != OWN_STRUCTURE:
+            reads = [spec.source.specimen.structure]
+        case _:
+            pass
+    return reads, [path for path in (spec.output, spec.archive) if path is not None]
+
+
 def cannot_begin(file: Path) -> str | None:
     """What keeps a new archive from being written there; None: nothing that can be seen beforehand."""
     try:
