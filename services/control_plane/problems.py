@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
+MOST_PROBLEMS = 20  # told of one request
+LONGEST_LINE = 4000  # letters
+
 PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 OF_COMMAND = {
@@ -74,8 +77,9 @@ def phrase(status: int) -> str:
 
 
 def _line(text: str) -> str:
-    """Text that somebody else may have chosen, as one line."""
-    return " ".join(text.split())
+    """Text that somebody else may have chosen, as one line that has an end."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…"
 
 
 def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
@@ -154,8 +158,11 @@ def explain_request(request: Request, error: RequestValidationError) -> list[Fie
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
     parameters = {item["name"]: item["schema"] for item in operation.get("parameters", [])}
     problems: list[FieldProblem] = []
-    for item in error.errors():
+    every = error.errors()
+    for item in every[:MOST_PROBLEMS]:
         place, *location = item["loc"]
         schema = body if place == "body" else {"properties": parameters}
         problems += explain([{**item, "loc": location}], schema, document)
+    if len(every) > MOST_PROBLEMS:
+        problems.append(FieldProblem("", f"and {len(every) - MOST_PROBLEMS} more things are wrong"))
     return problems

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import uvicorn
+from fastapi import FastAPI
 
 from common.ending import ending_signals
 from common.logs import last_word
@@ -21,6 +22,7 @@ from common.tokens import Tokens, tokens_for_http
 from common.wire.control import error_line
 from common.wire.planes import Planes
 from services.control_plane.bus import Bus
+from services.control_plane.connections import LARGEST_HEADER_BYTES, Connection, allow_many_files
 from services.control_plane.guard import Access
 from services.control_plane.https import Certificate, certificate_of
 from services.control_plane.places import Places
@@ -124,20 +126,27 @@ def run_control(settings: Settings) -> int:
     log.info("REST on %s://%s:%d, control bus on %s", scheme, host, port, bus.endpoint)
     access = Access(tokens, settings.http_published)
     app = create_app(bus, recorder, finalise, settings.results, access, Places.of(settings))
-    config = uvicorn.Config(
+    allow_many_files()
+    asyncio.run(_serve(Server(served(app, certificate)), listener))
+    return 0
+
+
+def served(app: FastAPI, certificate: Certificate | None = None) -> uvicorn.Config:
+    """How the application is served."""
+    return uvicorn.Config(
         app,
         log_config=None,  # uvicorn's lines go where ours do
         log_level="warning",
         access_log=False,
         server_header=False,
+        http=Connection,
+        h11_max_incomplete_event_size=LARGEST_HEADER_BYTES,
         ws="none",
         ssl_certfile=certificate.file if certificate is not None else None,
         ssl_keyfile=certificate.key if certificate is not None else None,
         timeout_graceful_shutdown=GRACE_SECONDS,
         lifespan="on",
     )
-    asyncio.run(_serve(Server(config), listener))
-    return 0
 
 
 async def _serve(server: Server, listener: socket.socket) -> None:

@@ -19,6 +19,7 @@ from fastapi.sse import format_sse_event
 from services.control_plane.chronicle import Chronicle, Line
 
 QUIET_SECONDS = 5.0
+MOST_FOLLOWERS = 200  # each a connection, and work once a second
 AT_A_TIME = 256
 LARGEST_NUMBER = 2**53
 
@@ -74,6 +75,11 @@ class Followers:
             yield bell
         finally:
             self._bells.discard(bell)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many as there may be."""
+        return len(self._bells) >= MOST_FOLLOWERS
 
     def __len__(self) -> int:
         return len(self._bells)

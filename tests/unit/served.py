@@ -6,26 +6,27 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import httpx
 import numpy as np
 import torch
-import uvicorn
 import zmq
 
 from common.operators.spec import MaskSpec
 from common.state.embedded import EmbeddedStore
 from common.state.store import Store
+from common.tokens import Role, Tokens
 from common.wire.codec import encode_array
 from common.wire.messages import ConfigurationNotice, Frames, Start
 from reconstructor.writer import Results, ResultsWriter, Summary
 from services.control_plane.app import create_app
 from services.control_plane.bus import Bus
+from services.control_plane.guard import Access
 from services.control_plane.recorder import Recorder
-from services.control_plane.server import Server, listen
+from services.control_plane.server import Server, listen, served
 from tests.unit.fakes import SHAPE, FakeDetector, FakeWorker, configuration
 
 BASE = "/api/v1/sessions"
@@ -60,7 +61,7 @@ class Reader:
         Set when the server closed the stream, or it broke.
     """
 
-    def __init__(self, url: str, after: str = "") -> None:
+    def __init__(self, url: str, after: str = "", headers: Mapping[str, str] | None = None) -> None:
         self.told: list[Told] = []
         self.comments = 0
         self.status = 0
@@ -68,8 +69,8 @@ class Reader:
         self.broken: Exception | None = None
         self._leaving = False
         self._client = httpx.Client(timeout=PATIENCE_SECONDS)
-        headers = {"last-event-id": after} if after else {}
-        self._request = self._client.build_request("GET", url, headers=headers)
+        wanted = {**(headers or {}), **({"last-event-id": after} if after else {})}
+        self._request = self._client.build_request("GET", url, headers=wanted)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -132,10 +133,18 @@ class Reader:
 
 
 class Served:
-    """A control plane on a real port, with the fake components that a test wants."""
+    """A control plane on a real port, with the fake components that a test wants.
 
-    def __init__(self, folder: Path, store: Callable[[], Store] | None = None) -> None:
+    Where it has tokens, ``client`` shows the operator's.
+    """
+
+    def __init__(
+        self, folder: Path, store: Callable[[], Store] | None = None, tokens: Tokens | None = None
+    ) -> None:
         self.folder = folder
+        self.access = Access(tokens)
+        operator = self.access.tokens.secret(Role.OPERATOR)
+        self.shown = {"Authorization": f"Bearer {operator}"} if operator else {}
         self.context: zmq.Context[Any] = zmq.Context()
         self.fakes: list[FakeDetector | FakeWorker] = []
         self._store = store or (lambda: EmbeddedStore(folder / "state.sqlite"))
@@ -148,12 +157,10 @@ class Served:
         bus = Bus(self.endpoint, silent_after_seconds=1.0)
         self.endpoint = bus.endpoint
         self.recorder = Recorder(self._store())
-        self.app = create_app(bus, self.recorder, finalise, self.folder / "results")
+        self.app = create_app(bus, self.recorder, finalise, self.folder / "results", self.access)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS)
-        self.server = Server(
-            uvicorn.Config(self.app, log_level="warning", lifespan="on", timeout_graceful_shutdown=5)
-        )
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS, headers=self.shown)
+        self.server = Server(served(self.app))
         self._thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
         self._thread.start()
         eventually(lambda: self.server.started, "the server starts")
@@ -193,7 +200,7 @@ class Served:
 
     def follow(self, name: str = "current", after: str = "") -> Reader:
         """Follow a session."""
-        return Reader(f"{self.url}{BASE}/{name}/stream", after)
+        return Reader(f"{self.url}{BASE}/{name}/stream", after, self.shown)
 
     def becomes(self, state: str) -> None:
         """Wait for the session's state."""

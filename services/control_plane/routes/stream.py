@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
 
 from services.control_plane.chronicle import Chronicle
 from services.control_plane.readiness import readiness
 from services.control_plane.routes.access import SessionName, TheBus, TheRecorder, TheSessions
 from services.control_plane.routes.sessions import SEARCHING
 from services.control_plane.sessions import CURRENT
-from services.control_plane.stream import Cursor, follow
+from services.control_plane.stream import MOST_FOLLOWERS, Cursor, follow
 
 router = APIRouter(prefix="/sessions/{session_id}/stream", tags=["stream"])
 
@@ -65,6 +67,12 @@ async def stream(
     goes on behind it without gap or duplicate, also after the control plane was restarted. *current* goes on
     with the next session when that starts: `session` then has another id, and all of it follows.
     """
+    if sessions.followers.full:
+        raise HTTPException(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"{MOST_FOLLOWERS} clients follow already; close a console, or ask again later",
+            headers={"Retry-After": "10"},
+        )
     cursor = Cursor.parse(last_event_id or after) if last_event_id or after else Cursor()
     told = follow(
         sessions.followers,
