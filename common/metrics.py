@@ -283,6 +283,21 @@ QUEUED = _metric(
 SPOOLED = _metric(
     "cryoflux_frames_spooled", "gauge", DETECTOR, "Frames acquired that wait in the spool on disk."
 )
+SPOOL_BYTES = _metric(
+    "cryoflux_spool_bytes", "gauge", DETECTOR, "Disk space that blocks of frames take in the spool."
+)
+SPOOL_LIMIT_BYTES = _metric(
+    "cryoflux_spool_limit_bytes", "gauge", DETECTOR,
+    "Disk space that they may take; 0: there is no spool.",
+)  # fmt: skip
+SPOOL_FAILING = _metric(
+    "cryoflux_spool_failing", "gauge", DETECTOR,
+    "1 while the spool cannot be written and frames are kept in memory only, else 0.",
+)  # fmt: skip
+SERIES_RESTARTS = _metric(
+    "cryoflux_series_restarts", "gauge", DETECTOR,
+    "How often the series was taken up by another detector process, the one before having died.",
+)  # fmt: skip
 UNACKNOWLEDGED_BYTES = _metric(
     "cryoflux_unacknowledged_bytes", "gauge", DETECTOR, "Payload that waits for its acknowledgement."
 )
@@ -304,6 +319,10 @@ ACQUISITION_STATE = _metric(
 IDLE_SECONDS = _metric(
     "cryoflux_camera_idle_seconds_total", "counter", DETECTOR,
     "Time in which the camera could have exposed, but had to wait for the link or the workers.",
+)  # fmt: skip
+SPOOL_FULL_SECONDS = _metric(
+    "cryoflux_camera_spool_full_seconds_total", "counter", DETECTOR,
+    "The part of that time in which the spool was full.",
 )  # fmt: skip
 BAD_FILES = _metric(
     "cryoflux_bad_files_total",

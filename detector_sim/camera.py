@@ -18,8 +18,9 @@ class Camera:
         self._buffer = buffer_seconds
         self._next_end = now + self._period  # when the next exposure ends
         self._held_at: float | None = None
+        self._held_by_spool = False
         self._paused = False
-        self._idle = 0.0
+        self._idle = self._idle_by_spool = 0.0
 
     @property
     def paused(self) -> bool:
@@ -37,10 +38,12 @@ class Camera:
             self._paused = False
             self._next_end = now + self._period
 
-    def hold(self, now: float) -> None:
-        """Nothing downstream can take a frame."""
+    def hold(self, now: float, *, by_spool: bool = False) -> None:
+        """Nothing downstream can take a frame; ``by_spool``: because the spool is full."""
+        if self._held_at is not None and self._held_by_spool != by_spool:
+            self.release(now)
         if self._held_at is None and not self._paused:
-            self._held_at = now
+            self._held_at, self._held_by_spool = now, by_spool
 
     def release(self, now: float) -> None:
         """Frames can be taken again."""
@@ -50,11 +53,17 @@ class Camera:
         self._held_at = None
         if idle > 0:
             self._idle += idle
+            self._idle_by_spool += idle * self._held_by_spool
             self._next_end = now
 
     def idle_seconds(self, now: float) -> float:
         """Idle time up to now, a hold that still lasts included."""
         return self._idle + (0.0 if self._held_at is None else self._idle_of_hold(now))
+
+    def spool_full_seconds(self, now: float) -> float:
+        """How much of the idle time the camera waited because the spool was full."""
+        is_held = self._held_at is not None and self._held_by_spool
+        return self._idle_by_spool + (self._idle_of_hold(now) if is_held else 0.0)
 
     def _idle_of_hold(self, now: float) -> float:
         assert self._held_at is not None

@@ -29,6 +29,10 @@ class Figures(NamedTuple):
     in_flight: int
     queued: int
     spooled: int
+    spool_bytes: int
+    spool_limit_bytes: int
+    spool_failing: bool
+    restarts: int  # of the series that runs or ran last
     unacknowledged_bytes: int
     window_bytes: int
     series: SeriesTotals
@@ -63,11 +67,16 @@ def families(figures: Figures) -> Iterator[Family]:
     yield metrics.IN_FLIGHT.family(figures.in_flight)
     yield metrics.QUEUED.family(figures.queued)
     yield metrics.SPOOLED.family(figures.spooled)
+    yield metrics.SPOOL_BYTES.family(figures.spool_bytes)
+    yield metrics.SPOOL_LIMIT_BYTES.family(figures.spool_limit_bytes)
+    yield metrics.SPOOL_FAILING.family(figures.spool_failing)
+    yield metrics.SERIES_RESTARTS.family(figures.restarts)
     yield metrics.UNACKNOWLEDGED_BYTES.family(figures.unacknowledged_bytes)
     yield metrics.WINDOW_BYTES.family(figures.window_bytes)
     yield metrics.LATENCY.family(_shown(totals.latency))
     yield metrics.ACQUISITION_STATE.family(metrics.one_hot(metrics.ACQUISITION_STATES, figures.state))
     yield metrics.IDLE_SECONDS.family(series.idle_seconds)
+    yield metrics.SPOOL_FULL_SECONDS.family(series.spool_full_seconds)
     yield metrics.BAD_FILES.family(series.bad_files)
     yield metrics.SETTING_FRAMES.family(frames)
     yield metrics.SETTING_CHANGES.family(series.changes)

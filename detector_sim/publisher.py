@@ -221,6 +221,11 @@ class Publisher:
             return kept.drops
         return fits_window or kept.has_clock
 
+    def spool_lacks_room(self, size: int) -> bool:
+        """Whether a block of ``size`` bytes has to wait because the spool is full; hold ``changed``."""
+        kept = self._safekeeping
+        return kept.writes and not kept.takes(size)
+
     def configure(self, notice: ConfigurationNotice) -> None:
         """Make a configuration known before the first block that uses it."""
         with self.changed:

@@ -64,6 +64,7 @@ class SeriesTotals:
     reference_bytes_raw: int = 0
     reference_bytes_lossless: int = 0
     idle_seconds: float = 0.0
+    spool_full_seconds: float = 0.0
     bad_files: int = 0
     changes: int = 0
     frames: Counter[tuple[str, float]] = field(default_factory=Counter[tuple[str, float]])
@@ -144,6 +145,7 @@ class Series:
         self._configured: dict[str, _Setting] = {}
         self._next_frame = self._exposed = 0
         self._idle_before, self._bytes_wire_before, self._restarts = 0.0, 0, 0
+        self._spool_full_before = 0.0
         self._lost_before: frozenset[int] = frozenset()
         self._stopping = False
         self._ahead: FrameBatch | None = None
@@ -253,6 +255,7 @@ class Series:
             self.state = "paused"
             self._camera.pause(time.monotonic())
         self._idle_before = float(found.figures.get("idle_seconds", 0.0))
+        self._spool_full_before = float(found.figures.get("spool_full_seconds", 0.0))
         self._bytes_wire_before = int(found.figures.get("bytes_wire", 0))
         self._restarts = int(found.figures.get("restarts", 0)) + 1
 
@@ -369,6 +372,11 @@ class Series:
         """Whether the series is finished or has failed."""
         return self.state in ("finished", "failed")
 
+    @property
+    def restarts(self) -> int:
+        """How often the series was taken up by another process, its own having died."""
+        return self._restarts
+
     def accounts(self) -> Accounts:
         """Where every frame is."""
         with self._publisher.changed:
@@ -438,6 +446,8 @@ class Series:
                 "bytes_in_flight": ledger.held_bytes,
                 "blocks_redelivered": ledger.blocks_redelivered,
                 "idle_seconds": self._idle_before + self._camera.idle_seconds(time.monotonic()),
+                "spool_full_seconds": self._spool_full_before
+                + self._camera.spool_full_seconds(time.monotonic()),
                 "latency_p50_seconds": latency.percentile(50),
                 "latency_p99_seconds": latency.percentile(99),
                 "latency_bounds_seconds": latency.bounds.tolist(),
@@ -462,6 +472,8 @@ class Series:
             return {
                 "bytes_wire": self._bytes_wire_before + self._publisher.bytes_wire,
                 "idle_seconds": self._idle_before + self._camera.idle_seconds(time.monotonic()),
+                "spool_full_seconds": self._spool_full_before
+                + self._camera.spool_full_seconds(time.monotonic()),
                 "reference_bytes": self._assembler.reference_bytes,
                 "reference_bytes_raw": self._assembler.reference_bytes_raw,
                 "blocks_redelivered": self._publisher.ledger.blocks_redelivered,
@@ -484,6 +496,7 @@ class Series:
             reference_bytes_raw=self._assembler.reference_bytes_raw,
             reference_bytes_lossless=self._assembler.reference_bytes,
             idle_seconds=self._camera.idle_seconds(time.monotonic()),
+            spool_full_seconds=self._camera.spool_full_seconds(time.monotonic()),
             bad_files=len(self._source.bad_files),
             changes=self._changes,
             frames=frames,
@@ -554,7 +567,7 @@ class Series:
                 if self._publisher.has_room(block_bytes):
                     self._camera.release(now)
                 else:
-                    self._camera.hold(now)
+                    self._camera.hold(now, by_spool=self._publisher.spool_lacks_room(block_bytes))
                 if (count := self._camera.due(now, limit)) > 0:
                     return count
                 waits = [self._assembler.wait(now), self._camera.wait(now)]

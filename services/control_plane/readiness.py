@@ -14,13 +14,19 @@ def readiness(bus: Bus, recorder: Recorder) -> Readiness:
     detail = [f"no {name} is registered" for name in missing]
     if recorder.error:
         detail.append(f"{recorder.error}; sessions go on, but a restart would forget them")
-    spool_error = bus.detector.telemetry.get("spool_error", "") if bus.detector is not None else ""
+    told = bus.detector.telemetry if bus.detector is not None else {}
+    spool_error, unaccounted = told.get("spool_error", ""), told.get("frames_unaccounted", 0)
     if spool_error:
         detail.append(
             f"the detector's spool cannot be written ({spool_error}); frames are kept in memory only"
         )
+    if unaccounted:
+        detail.append(
+            f"the detector's accounts do not balance: {unaccounted} frames are unaccounted for; this is a bug"
+        )
+    is_degraded = bool(recorder.error or spool_error or unaccounted)
     return Readiness(
-        status="not ready" if missing else "degraded" if recorder.error or spool_error else "ready",
+        status="not ready" if missing else "degraded" if is_degraded else "ready",
         detector=bus.detector is not None,
         workers=workers,
         store="failing" if recorder.error else "ok",

@@ -63,6 +63,29 @@ def test_a_pause_is_nobodys_loss() -> None:
     assert camera.due(200.11, 5) == 1
 
 
+def test_time_in_which_the_spool_was_full_is_a_part_of_the_idle_time() -> None:
+    camera = Camera(None, 0.0)
+    camera.hold(1.0)
+    camera.hold(3.0, by_spool=True)
+    assert camera.spool_full_seconds(5.0) == pytest.approx(2.0)
+    camera.hold(6.0, by_spool=True)
+    camera.release(7.0)
+    camera.hold(8.0)
+    assert camera.spool_full_seconds(20.0) == pytest.approx(4.0)
+    assert camera.idle_seconds(20.0) == pytest.approx(18.0)
+
+
+def test_a_change_of_what_a_camera_waits_for_loses_no_idle_time() -> None:
+    waits, changes = Camera(10.0, 0.0), Camera(10.0, 0.0)
+    waits.hold(0.02)
+    for k in range(100):
+        changes.hold(0.02 + k / 100, by_spool=bool(k % 2))
+    for camera in (waits, changes):
+        camera.release(2.0)
+    assert changes.idle_seconds(2.0) == pytest.approx(waits.idle_seconds(2.0))
+    assert 0 < changes.spool_full_seconds(2.0) < changes.idle_seconds(2.0)
+
+
 def test_pausing_a_held_camera_ends_its_idle_time() -> None:
     camera = Camera(None, 0.0)
     camera.hold(1.0)

@@ -133,6 +133,7 @@ def test_a_bucket_takes_its_upper_bound() -> None:
 def figures(**changes: Any) -> Figures:
     known: dict[str, Any] = {
         "state": "acquiring", "totals": Totals(), "in_flight": 0, "queued": 0, "spooled": 0,
+        "spool_bytes": 0, "spool_limit_bytes": 0, "spool_failing": False, "restarts": 0,
         "unacknowledged_bytes": 0, "window_bytes": 1, "series": SeriesTotals(), "in_force": None,
         "wire_bytes": 0, "open_credits": 0, "workers_present": 0, "workers_silent": 0, "workers_joined": 0,
         "workers_departed": Counter(), "workers_refused": 0, "malformed_messages": 0,
@@ -156,6 +157,26 @@ def test_the_accounts_are_computable_from_one_scrape() -> None:
         + value(found, "cryoflux_frames_spooled")
         + all_lost
     )
+
+
+def test_reasons_that_nobody_foresaw_share_a_label() -> None:
+    lost = Counter({f"reason {k} from a worker": 1 for k in range(1000)}, rejected=2, worker_died=3)
+    found = samples(families(figures(totals=Totals(acquired=1005, lost=lost))))
+    by_reason = {dict(labels)["reason"]: v for (name, labels), v in found.items() if "frames_lost" in name}
+    assert by_reason.keys() == {*metrics.LOSS_REASONS, metrics.OTHER}
+    assert (by_reason["rejected"], by_reason["worker_died"], by_reason["other"]) == (2, 3, 1000)
+
+
+def test_the_spool_and_restarts_are_told() -> None:
+    spool = {"spool_bytes": 700, "spool_limit_bytes": 1000, "spool_failing": True, "restarts": 2}
+    series = SeriesTotals(idle_seconds=5.0, spool_full_seconds=3.5)
+    found = samples(families(figures(**spool, series=series)))
+    assert value(found, "cryoflux_spool_bytes") == 700
+    assert value(found, "cryoflux_spool_limit_bytes") == 1000
+    assert value(found, "cryoflux_spool_failing") == 1
+    assert value(found, "cryoflux_series_restarts") == 2
+    assert value(found, "cryoflux_camera_spool_full_seconds_total") == 3.5
+    assert value(found, "cryoflux_camera_idle_seconds_total") == 5
 
 
 def test_one_acquisition_state_is_hot() -> None:

@@ -302,6 +302,43 @@ def session() -> dashboard.Dashboard:
         )
         .with_panel(
             graph(
+                "Spool",
+                "How much of its limit the spool takes on the detector's disk, the share of time that the "
+                "camera waits because it is full, and whether it cannot be written (1).",
+                Query(
+                    "sum(cryoflux_spool_bytes) / (sum(cryoflux_spool_limit_bytes) > 0)",
+                    "spool used",
+                    colour("purple", **AREA),
+                ),
+                Query(
+                    f"sum(rate(cryoflux_camera_spool_full_seconds_total{RATE}))",
+                    "camera waits for it",
+                    colour("red"),
+                ),
+                Query("max(cryoflux_spool_failing)", "cannot be written", colour("red", **DASHED)),
+                unit=SHARE,
+                most=1,
+                width=8,
+            )
+        )
+        .with_panel(
+            graph(
+                "Delivered again",
+                "Blocks sent to another worker, acknowledgements of frames that had their verdict, and how "
+                "often another process of the detector took up the series.",
+                Query(
+                    f"sum(increase(cryoflux_blocks_redelivered_total{RATE}))",
+                    "blocks redelivered",
+                    colour("orange"),
+                ),
+                Query(f"sum(increase(cryoflux_late_answers_total{RATE}))", "late answers", colour("yellow")),
+                Query("max(cryoflux_series_restarts)", "detector restarts", colour("red", **DASHED)),
+                unit="short",
+                width=8,
+            )
+        )
+        .with_panel(
+            graph(
                 "Losses",
                 "Frames that will never be recovered, by reason.",
                 Query(f"sum by (reason) (increase(cryoflux_frames_lost_total{RATE}))", "{{reason}}"),

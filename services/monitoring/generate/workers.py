@@ -149,6 +149,21 @@ def workers() -> dashboard.Dashboard:
         )
         .with_panel(
             graph(
+                "Memory for a batch",
+                "Frames recovered in one call at most, and batches that memory did not hold: those are "
+                "halved and tried again. A line that falls and stays low says that a GPU is too full.",
+                Query(f"min by (name) (cryoflux_frames_per_batch{{{CHOSEN}}})", "{{name}}: at most"),
+                Query(
+                    f"sum by (name) (increase(cryoflux_batch_halvings_total{{{CHOSEN}}}{RATE}))",
+                    "{{name}}: halved",
+                    DASHED,
+                ),
+                unit="short",
+                width=8,
+            )
+        )
+        .with_panel(
+            graph(
                 "Recovery of a batch",
                 "Time to decode, recover and judge it: median and 95 %, by method.",
                 *(
