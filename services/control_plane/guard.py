@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +31,10 @@ HEALTH = "/healthz"
 SIGN_IN = "/api/v1/sign-in"
 LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
 ASKING = {"WWW-Authenticate": 'Bearer realm="cryoflux"'}
+ADDRESS = re.compile(
+    r"(?:(?P<scheme>https?)://)?(?P<host>\[[0-9a-f:.]+\]|[^\s:/@,\[\]]+)(?::(?P<port>[0-9]+))?"
+)
+USUAL_PORTS = {"http": ("80",), "https": ("443",), None: ("80", "443")}
 REMARK_SECONDS = 10.0  # at least, between two lines of wrong tokens
 
 NO_TOKEN = "a token is needed: Authorization: Bearer TOKEN, or sign in at the console"
@@ -188,15 +192,12 @@ def _wants_page(accept: list[bytes]) -> bool:
 
 
 def _netloc(address: str) -> str:
-    """``host:port`` of an address or of a ``Host`` header, without the port that its scheme has anyway."""
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
+    """``host:port`` of an origin or a ``Host``, without the port of its scheme; empty: it is none."""
+    found = ADDRESS.fullmatch(address.lower())
+    if found is None:
         return ""
-    usual = {"http": (80,), "https": (443,)}.get(parts.scheme, (80, 443))
-    host = f"[{host}]" if ":" in host else host
-    return host if port is None or port in usual else f"{host}:{port}"
+    scheme, host, port = found.groups()
+    return host if port in (None, *USUAL_PORTS[scheme]) else f"{host}:{port}"
 
 
 def _is_here(host: str) -> bool:
@@ -204,10 +205,12 @@ def _is_here(host: str) -> bool:
 
     A page of somebody else's whose name is made to point to 127.0.0.1 would otherwise be on our own site.
     """
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
+    if not host:
+        return True  # no browser
+    found = ADDRESS.fullmatch(host.lower())
+    if found is None or found["scheme"]:
         return False
+    name = found["host"].strip("[]")
     if "." not in name and ":" not in name:
         return True
     try:
