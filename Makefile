@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install live test test-faults lint docs bench monitoring compose-test fuzz clean
+.PHONY: help install live test test-faults lint docs bench soak monitoring compose-test fuzz clean
 
 help:
 	@echo "make live    a whole compressive session on this machine, with the specimen simulator"
@@ -11,6 +11,7 @@ help:
 	@echo "make lint    ruff and pyright"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make bench   speed as ratios of the same run (docs/performance.md)"
+	@echo "make soak    MINUTES=20 of load, changes and kills, with plots and a verdict (docs/reliability.md)"
 	@echo "make monitoring  Grafana dashboards and the table of metrics, anew (docs/monitoring.md)"
 	@echo "make compose-test  a whole session in containers (docs/operations.md); needs a Docker engine"
 	@echo "make fuzz    COUNT inputs to each decoder and file reader (docs/security.md); TARGETS chooses some"
@@ -42,6 +43,11 @@ docs: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# SOAK='--seed 7' draws other changes and faults; SOAK='--docs docs' puts figures and plots into the documentation
+MINUTES ?= 20
+soak: install
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(SOAK)
 
 monitoring: install
 	$(BIN)/python -m services.monitoring.generate

@@ -1,0 +1,1 @@
+"""``make soak``: a whole installation under load, changes and kills, watched (docs/reliability.md)."""
