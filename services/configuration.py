@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import create_model
 
+from common.masking import masked
 from common.session import SessionSpec
 from common.settings import CONFIG_VARIABLE, Settings
-
-CREDENTIALS = re.compile(r"(?<=://)([^/@:\s]*):[^/@\s]*@")
-PASSWORD = re.compile(r"(?<=[?&])(password=)[^&\s]*")
 
 
 def show(settings: Settings, options: Mapping[str, Any]) -> str:
@@ -39,11 +36,6 @@ def schema() -> dict[str, Any]:
     """The JSON schema of a configuration file, the table of a session's defaults and all."""
     whole = create_model("CryoFlux configuration", __base__=Settings, session=(SessionSpec, SessionSpec()))
     return whole.model_json_schema()
-
-
-def masked(text: str) -> str:
-    """A text with the passwords of addresses in it made unreadable."""
-    return PASSWORD.sub(r"\1***", CREDENTIALS.sub(r"\1:***@", text))
 
 
 def _entry(name: str, value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from common.masking import masked
 from common.state.embedded import EmbeddedStore
 from common.state.store import Store, StoreError
 
@@ -27,8 +28,9 @@ def open_store(address: str) -> Store:
     if scheme is None:
         return EmbeddedStore(address)
     if scheme[1].lower() not in OF_REDIS or not address.startswith(f"{scheme[0]}//"):
+        shown = masked(address) if "://" in address else f"{scheme[0]}…"
         raise StoreError(
-            f"state: {address!r} is no state store; name a file, or redis://host:port/number, "
+            f"state: {shown!r} is no state store; name a file, or redis://host:port/number, "
             "rediss://… (TLS) or unix://path"
         )
     from common.state.redis import RedisStore  # who keeps a file need not wait for it

@@ -10,13 +10,13 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from redis.retry import Retry
 
+from common.masking import masked
 from common.state.store import (
     EVENTS_KEPT,
     TELEMETRY_KEPT,
@@ -79,7 +79,7 @@ class RedisStore:
     """
 
     def __init__(self, url: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        self._name = without_password(url)
+        self._name = masked(url)
         self._epoch = 0
         self._run_id: str | None = None
         self._checked: int | None = None  # the epoch in which the layout was looked at
@@ -96,8 +96,11 @@ class RedisStore:
                 retry=Retry(NoBackoff(), 0),
                 redis_connect_func=self._greet,
             )
-        except (ValueError, TypeError) as error:
-            raise StoreError(f"state store {self._name}: no address of a Redis server: {error}") from error
+        except (ValueError, TypeError):  # what they say may hold pieces of a password
+            raise StoreError(
+                f"state store {self._name}: no address of a Redis server; letters of a password other than "
+                "A-Z, a-z and 0-9 are written as %XX"
+            ) from None
 
     # ---- talking to the server
 
@@ -268,14 +271,6 @@ class RedisStore:
 
 Fields = dict[Any, Any]
 Rows = list[tuple[str, dict[str, str]]]
-
-
-def without_password(url: str) -> str:
-    """An address as it may be shown and logged."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix" or "@" not in parts.netloc:
-        return url.partition("?")[0]
-    return f"{parts.scheme}://…@{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _put_session(pipeline: Any, record: SessionRecord) -> None:
