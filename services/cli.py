@@ -154,6 +154,7 @@ def serve(
     def run() -> int:
         from services.live import serve as keep
 
+        _check_store(state)
         folder = results or Path(_settings().results)
         return keep(_place(place), results=folder, state=state, logs=logs or folder / "logs")
 
@@ -273,6 +274,15 @@ def _place(options: PlaceOptions) -> Place:
     usual = settings.workers if "workers" in settings.model_fields_set else None
     workers = options.workers or usual or max(1, min(4, (os.cpu_count() or 1) - 1))
     return Place(settings.http_host, settings.http_port, workers, settings.log_format, tokens, certificate)
+
+
+def _check_store(address: str | None) -> None:
+    """Refuse a password where everybody on this machine can read it."""
+    from common.masking import masked
+
+    if address is not None and masked(address) != address:
+        told = "a password on the command line is seen by everybody on this machine; set CRYOFLUX_STATE"
+        raise CannotRun(f"--state: {masked(address)}: {told}", exit_code=2)
 
 
 def _settings(**options: Any) -> Settings:
@@ -532,6 +542,10 @@ def control(
     """Run a control plane alone."""
     from services.control_plane.server import run_control
 
+    try:
+        _check_store(state)
+    except CannotRun as error:
+        return fail("control", error)
     return _part(
         "control",
         run_control,

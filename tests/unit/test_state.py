@@ -240,7 +240,8 @@ def test_an_address_of_no_server_is_refused_in_one_line(address: str) -> None:
 def test_a_server_that_is_not_there_is_an_error_in_one_line_only_when_it_is_needed() -> None:
     port = free_port("127.0.0.1")
     store = RedisStore(f"redis://:secret@127.0.0.1:{port}/0")
-    with pytest.raises(StoreError, match=r"^state store redis://:\*\*\*@127\.0\.0\.1:\d+/0: [^\n]*refused[^\n]*$"):
+    told = r"^state store redis://:\*\*\*@127\.0\.0\.1:\d+/0: [^\n]*refused[^\n]*$"
+    with pytest.raises(StoreError, match=told):
         store.sessions()
     store.close()
 
