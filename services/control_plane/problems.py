@@ -77,9 +77,10 @@ def phrase(status: int) -> str:
 
 
 def _line(text: str) -> str:
-    """Text that somebody else may have chosen, as one line that has an end."""
+    """Text that somebody else may have chosen, as one line; the middle of a long one is left out."""
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…"
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]}…{line[-half:]}"
 
 
 def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
