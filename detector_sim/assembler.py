@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from common.configuration import CodecSpec, Configuration
 from common.wire.codec import encode_array
 from common.wire.control import error_line
 from common.wire.link import Buffer, as_bytes
-from common.wire.messages import MAX_BLOCK_FRAMES, Frames
+from common.wire.messages import MAX_BLOCK_FRAMES, MAX_FRAMES_HEADER_BYTES, Frames
 
 Metadata = dict[str, list[Any]]
+
+LARGEST_METADATA_BYTES = MAX_FRAMES_HEADER_BYTES - (2 << 20)  # the rest of a header takes less than the rest
 
 
 @dataclass(eq=False, slots=True)
@@ -28,18 +31,33 @@ class Shots:
     references: np.ndarray | None = None  # (len(reference_ids), H, W)
     metadata: Metadata | None = None
 
-    def one(self, row: int) -> Shots:
-        """One of the frames."""
-        frame = self.frame_ids[row]
-        position = self.reference_ids.index(frame) if frame in self.reference_ids else None
+    def part(self, first: int, last: int) -> Shots:
+        """Some of the frames, those at [first, last)."""
+        frame_ids = self.frame_ids[first:last]
+        wanted = set(frame_ids)
+        positions = [k for k, frame in enumerate(self.reference_ids) if frame in wanted]
         return Shots(
-            frame_ids=[frame],
-            acquired_at=[self.acquired_at[row]],
-            measurements=self.measurements[row : row + 1],
-            reference_ids=[] if position is None else [frame],
-            references=None if position is None else self.references[position : position + 1],
-            metadata=self.metadata and {name: [column[row]] for name, column in self.metadata.items()},
+            frame_ids=frame_ids,
+            acquired_at=self.acquired_at[first:last],
+            measurements=self.measurements[first:last],
+            reference_ids=[self.reference_ids[k] for k in positions],
+            references=self.references[positions] if self.references is not None and positions else None,
+            metadata=self.metadata and {name: column[first:last] for name, column in self.metadata.items()},
         )
+
+    def with_headers_that_fit(self) -> Iterator[Shots]:
+        """The frames in as many parts as their metadata needs, each in order; mostly one."""
+        count = len(self.frame_ids)
+        if count > 1 and self.metadata_bytes > LARGEST_METADATA_BYTES:
+            yield from self.part(0, count // 2).with_headers_that_fit()
+            yield from self.part(count // 2, count).with_headers_that_fit()
+        else:
+            yield self
+
+    @property
+    def metadata_bytes(self) -> int:
+        """How much of a header the metadata take."""
+        return len(msgspec.msgpack.encode(self.metadata)) if self.metadata else 0
 
 
 def joined(tables: Sequence[Metadata | None]) -> Metadata | None:
@@ -146,18 +164,22 @@ class Assembler:
         gathered, self._gathered = self._gathered, []
         if not gathered:
             return
-        shots = _merged(gathered)
-        try:
-            self._send(shots)
-        except ValueError:
-            for row in range(len(shots.frame_ids)):
-                try:
-                    self._send(shots.one(row))
-                except ValueError as error:
-                    self._lose([shots.frame_ids[row]], error_line(error))
+        for shots in _merged(gathered).with_headers_that_fit():
+            try:
+                self._send(shots)
+            except ValueError:
+                for row in range(len(shots.frame_ids)):
+                    try:
+                        self._send(shots.part(row, row + 1))
+                    except ValueError as error:
+                        self._lose([shots.frame_ids[row]], error_line(error))
 
     def _send(self, shots: Shots) -> None:
         assert self._configuration is not None
+        if len(shots.frame_ids) == 1 and (size := shots.metadata_bytes) > LARGEST_METADATA_BYTES:
+            raise ValueError(
+                f"its metadata take {size} bytes of the header, which has room for {LARGEST_METADATA_BYTES}"
+            )
         payload, buffer = encode_array(shots.measurements, self._configuration.codec)
         buffers: list[Buffer] = [buffer]
         reference_payload = None

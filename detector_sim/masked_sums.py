@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from common.compiled import compiled
 from common.operators import CodedAperture
 
 DTYPES = ("uint8", "int8", "uint16", "int16")
@@ -90,7 +91,7 @@ def measure(frames: NDArray[Any], table: MaskTable, out: NDArray[Any]) -> None:
     _measure(frames, table.kernel_size, (0,) * (table.side.bit_length() - 1), table.lanes, out)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _measure(frames, kernel_size, doublings, lanes, out):  # compiled
     """``doublings``: as many as make the padded side of 1; a tuple, for its length is part of its type."""
     count, height, width = frames.shape

@@ -18,9 +18,9 @@ from typing import Any
 
 import blosc2
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from common.compiled import compiled
 from common.configuration import CodecSpec
 from common.wire.compressed import decompress
 from common.wire.messages import MAX_ARRAY_BYTES, ArrayHeader, MalformedMessage
@@ -204,7 +204,7 @@ def _quantised(values: Array, step: float) -> NDArray[np.int32]:
     return steps
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _quantise(values, step, steps):  # pyright: ignore  # compiled
     """values (count,) to the nearest steps (count,) int32; False if one does not fit or is not a number."""
     fits = True
@@ -303,7 +303,7 @@ def _columns(count: int) -> int:
     return -(-count // ROWS)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _pack(values, offset, bits, words):  # pyright: ignore  # compiled
     """values (count,) unsigned -> words (bits, columns) uint32, zero on entry."""
     count, columns = values.size, words.shape[1]
@@ -326,7 +326,7 @@ def _pack(values, offset, bits, words):  # pyright: ignore  # compiled
                     high[i] |= value >> rest
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _unpack(words, bits, offset, values):  # pyright: ignore  # compiled
     """words (bits, columns) uint32 -> values (count,) unsigned."""
     count, columns = values.size, words.shape[1]

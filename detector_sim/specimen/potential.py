@@ -11,12 +11,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 from scipy.ndimage import affine_transform
 from torch import Tensor
 
+from common.compiled import compiled
 from common.roots import ANYWHERE, Roots
 from detector_sim.sources.mrc import MrcStack
 from detector_sim.specimen.scattering import VOLT_SQUARE_ANGSTROM, protein_potential_above_ice
@@ -121,7 +121,7 @@ def _structure_factor(positions: np.ndarray, weights: np.ndarray, side: int) -> 
     )
 
 
-@numba.njit(cache=True)
+@compiled
 def _spread_gaussians(
     grid: np.ndarray, positions: np.ndarray, weights: np.ndarray, reach: int, spread: float
 ) -> None:

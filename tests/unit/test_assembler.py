@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+import detector_sim.assembler
 from common.configuration import CodecSpec, Configuration
 from common.operators.spec import MaskSpec
 from common.wire.codec import decode_array
 from common.wire.link import Buffer
-from common.wire.messages import Frames
+from common.wire.messages import MAX_FRAMES_HEADER_BYTES, Frames, encode
 from detector_sim.assembler import Assembler, Shots
 from detector_sim.latency import LatencyHistogram
 
@@ -49,6 +50,52 @@ class _Outlet:
     @property
     def frame_ids(self) -> list[list[int]]:
         return [header.frame_ids for header, _ in self.blocks]
+
+
+def _star_row(frame: int, size: int) -> str:
+    return f"{frame:06d}@" + "x" * size
+
+
+@pytest.mark.parametrize(("frames", "blocks"), [(8, 1), (9, 2), (30, 4)])
+def test_frames_with_much_metadata_travel_in_more_blocks(
+    monkeypatch: pytest.MonkeyPatch, frames: int, blocks: int
+) -> None:
+    monkeypatch.setattr(detector_sim.assembler, "LARGEST_METADATA_BYTES", 8 * 120)
+    outlet = _Outlet()
+    assembler = outlet.assembler(block_bytes=100 * FRAME_BYTES)
+    assembler.configure(_configuration(), FRAME_BYTES)
+    shots = _shots(list(range(frames)), references=[1, 7])
+    shots.metadata = {"rlnImageName": [_star_row(frame, 100) for frame in range(frames)]}
+    assembler.add(shots, 0.0)
+    assembler.flush()
+    assert not outlet.lost
+    assert [frame for block in outlet.frame_ids for frame in block] == list(range(frames))
+    assert len(outlet.blocks) == blocks
+    for header, buffers in outlet.blocks:
+        assert header.metadata == {"rlnImageName": [_star_row(frame, 100) for frame in header.frame_ids]}
+        values = decode_array(header.payload, buffers[0])
+        assert values[:, 0, 0].tolist() == header.frame_ids
+        if header.reference_ids:
+            assert header.reference_payload is not None
+            whole = decode_array(header.reference_payload, buffers[1])
+            assert whole[:, 0, 0].tolist() == header.reference_ids
+    assert sorted(frame for header, _ in outlet.blocks for frame in header.reference_ids) == [1, 7]
+
+
+def test_a_frame_whose_metadata_no_header_holds_is_lost_alone() -> None:
+    outlet = _Outlet()
+    assembler = outlet.assembler()
+    assembler.configure(_configuration(), FRAME_BYTES)
+    shots = _shots([0, 1, 2])
+    shots.metadata = {"rlnComment": ["short", "x" * MAX_FRAMES_HEADER_BYTES, "short"]}
+    assembler.add(shots, 0.0)
+    assembler.flush()
+    assert sorted(frame for block in outlet.frame_ids for frame in block) == [0, 2]
+    ((count, reason),) = outlet.lost
+    assert count == 1
+    assert "metadata take 33554" in reason
+    for header, _ in outlet.blocks:
+        assert len(encode(header)) < MAX_FRAMES_HEADER_BYTES
 
 
 def _shots(ids: list[int], references: list[int] | None = None, dtype: str = "uint8") -> Shots:
