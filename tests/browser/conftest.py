@@ -73,12 +73,17 @@ class Watched:
         self._contexts.append(context)
         return context
 
-    def at(self, path: str = "/", context: BrowserContext | None = None, **options: Any) -> Page:
-        """A new page at an address, whatever that answers."""
+    def blank(self, context: BrowserContext | None = None, **options: Any) -> Page:
+        """A new page that was nowhere yet."""
         page = (context or self.context(**options)).new_page()
         page.on("console", self._said)
         page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
         page.on("request", self._asked)
+        return page
+
+    def at(self, path: str = "/", context: BrowserContext | None = None, **options: Any) -> Page:
+        """A new page at an address, whatever that answers."""
+        page = self.blank(context, **options)
         page.goto(self._url + path)
         return page
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,15 @@ class Installation:
                 env={**os.environ, "CRYOFLUX_SILENT_AFTER_SECONDS": "2",
                      "CRYOFLUX_CONFIG": str(self._configuration)},
             )  # fmt: skip
-        self.url = eventually(self._address, "serve tells its address")
-        self.client = httpx.Client(base_url=f"{self.url}/api/v1/", timeout=60)
-        self._show(tokens)
-        eventually(self._ready, f"a detector and two workers\n{self._printed.read_text()}")
+        self.client = httpx.Client(timeout=60)
+        try:
+            self.url = eventually(self._address, "serve tells its address")
+            self.client.base_url = f"{self.url}/api/v1/"
+            self._show(tokens)
+            eventually(self._ready, f"a detector and two workers\n{self._printed.read_text()}")
+        except BaseException:
+            self.close()
+            raise
 
     def _configure(self, tokens: dict[str, str]) -> None:
         lines = (f'{name} = "{value}"\n' for name, value in tokens.items())
@@ -96,9 +102,33 @@ class Installation:
     def child(self, *words: str) -> psutil.Process:
         """The running process with these words on its command line."""
         for process in psutil.Process(self.process.pid).children():
-            if all(word in process.cmdline() for word in words):
-                return process
+            with contextlib.suppress(psutil.Error):  # it ended, and nobody has taken notice yet
+                if all(word in process.cmdline() for word in words):
+                    return process
         raise LookupError(f"no process {words}")
+
+    @contextlib.contextmanager
+    def without_control_plane(self) -> Iterator[None]:
+        """The control plane is killed, and stays so to the end: its supervisor is stopped meanwhile."""
+        supervisor = psutil.Process(self.process.pid)
+        supervisor.suspend()
+        try:
+            self.child("control").kill()
+            yield
+        finally:
+            supervisor.resume()
+
+    def detector(self) -> str:
+        """Where the detector serves its own metrics."""
+        targets = self.client.get(f"{self.url}/metrics/targets").json()
+        return next(t["targets"][0] for t in targets if t["labels"]["component"] == "detector")
+
+    def acknowledged(self, detector: str) -> int:
+        """Frames recovered and on disk, as the detector at that address says itself."""
+        text = self.client.get(f"http://{detector}/metrics").text
+        found = re.search(r"^cryoflux_frames_acknowledged_total(?:\{.*\})? (\S+)$", text, re.MULTILINE)
+        assert found, text
+        return int(float(found[1]))
 
     def start(self, **changes: Any) -> dict[str, Any]:
         """A lively session: small frames, many references."""

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Watched
 from tests.browser.installation import Installation, eventually
-from tests.browser.looking import PHONE, WIDEST, violations
+from tests.browser.looking import PHONE, WIDEST, until, violations
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -124,3 +124,19 @@ def test_numbers_that_do_not_follow_are_told(page: Page) -> None:
     expect(page.locator('[data-notice="gap"]')).to_have_count(0)
     page.evaluate("() => { cryoflux.model.points.last -= 7; }")  # as if seven had been lost on the way
     expect(page.locator('[data-notice="gap"]')).to_contain_text("7 points and 0 events did not arrive")
+
+
+def test_without_tokens_there_is_no_sign_in_to_be_seen(
+    pages: Watched, installation: Installation, session: dict[str, Any]
+) -> None:
+    page = pages.open()
+    expect(page.locator("#pause")).to_be_enabled()
+    for hidden in ("#who", "#sign-out", "#looking", "#welcome-looking"):
+        expect(page.locator(hidden)).to_be_hidden()
+    assert "Authorization" not in page.content()
+    expect(page.locator("#control-session .call code").first).to_be_visible()
+    assert page.context.cookies() == []
+    page.evaluate("() => { location.hash = 'token=of-another-installation'; }")
+    until(page, "() => location.hash === ''")
+    expect(page.locator('[data-notice="token"]')).to_have_count(0)
+    assert page.context.cookies() == []

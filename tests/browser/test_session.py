@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Error, Page, expect
 
 from tests.browser.conftest import Watched
-from tests.browser.installation import Installation
+from tests.browser.installation import Installation, eventually
 from tests.browser.looking import REFUSED, UNREACHABLE, no_gap_no_duplicate, until
 from tests.conftest import program
 
@@ -324,6 +324,73 @@ def test_page_reconnects_when_the_control_plane_is_restarted(
     late = pages.open()  # a late page gets all of it
     until(late, "last => cryoflux.model.points.last >= last", after["last"])
     assert no_gap_no_duplicate(late, installation)["at"][: len(after["at"])] == after["at"]
+
+
+def test_frames_flow_without_the_control_plane_and_a_reopened_console_continues(
+    page: Page, pages: Watched, installation: Installation
+) -> None:
+    pages.expected += [UNREACHABLE, REFUSED]  # a metric or picture may be asked for before it is known again
+    until(page, "() => cryoflux.model.series.length >= 4")
+    before = no_gap_no_duplicate(page, installation)
+    session, detector = installation.session()["id"], installation.detector()
+    late = pages.blank()
+    with installation.without_control_plane():
+        expect(page.locator('[data-notice="connection"]')).to_contain_text("frames keep flowing")
+        then = installation.acknowledged(detector)
+        eventually(lambda: installation.acknowledged(detector) >= then + 60, "frames keep flowing")
+        counted = installation.acknowledged(detector)
+        page.close()
+        with pytest.raises(Error, match="ERR_CONNECTION_REFUSED"):
+            late.goto(installation.url)  # who opens it now sees nothing, and tries again
+
+    def is_reached() -> bool:
+        try:
+            return late.goto(installation.url).ok
+        except Error:
+            return False
+
+    eventually(is_reached, "the console is served again")
+    expect(late.locator("#link")).to_have_text("live")
+    expect(late.locator("#session-id")).to_have_text(session)
+    expect(late.locator("#state")).to_have_text("running")
+    until(late, "last => cryoflux.model.points.last >= last + 4", before["last"])
+    after = no_gap_no_duplicate(late, installation)
+    assert after["at"][: len(before["at"])] == before["at"]
+    until(late, "least => cryoflux.model.metrics?.frames.acknowledged >= least", counted)
+    expect(late.locator("#account-check")).to_have_text("adds up")
+    expect(term(late, "lost")).to_have_text("0")
+    # an image that was recovered while nobody led the session
+    late.locator("#frame-number").fill(str(then + 30))
+    late.locator("#frame-number").press("Enter")
+    expect(late.locator('[data-view="recovered"] canvas')).to_have_attribute("data-frame", str(then + 30))
+
+
+UNHEARD = {
+    "running": "frames keep flowing",
+    "paused": "the session was paused then",
+    "completed": "The session is completed; no frame depends on the connection.",
+}
+
+
+def test_lost_connection_is_told_as_it_is(page: Page, pages: Watched, installation: Installation) -> None:
+    pages.expected += [UNREACHABLE, "ERR_INTERNET_DISCONNECTED"]
+    notice = page.locator('[data-notice="connection"]')
+
+    def lost(state: str) -> None:
+        expect(page.locator("#state")).to_have_text(state, timeout=60_000)
+        page.context.set_offline(True)
+        page.evaluate("() => dispatchEvent(new Event('online'))")  # a stream that is open stays open offline
+        expect(notice).to_contain_text(UNHEARD[state])
+        assert ("keep flowing" in notice.inner_text()) == (state == "running")
+        page.context.set_offline(False)
+        expect(page.locator("#link")).to_have_text("live")
+        expect(notice).to_have_count(0)
+
+    lost("running")
+    installation.client.post("sessions/current/pause").raise_for_status()
+    lost("paused")
+    installation.stop_session()
+    lost("completed")
 
 
 def test_line_of_a_control_is_the_call_it_makes(page: Page, installation: Installation) -> None:

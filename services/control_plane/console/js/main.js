@@ -73,7 +73,7 @@ function showAccess() {
   const viewer = needed && role === "viewer";
   by("who").hidden = by("sign-out").hidden = !needed;
   say(by("who"), role ?? "");
-  mark(by("who"), "title", needed ? `signed in with the ${role}’s token` : null);
+  mark(by("who"), "title", needed ? `signed in with the ${role}'s token` : null);
   for (const id of ["looking", "welcome-looking"]) by(id).hidden = !viewer;
   for (const id of ["start-open", "welcome-start"]) {
     mark(by(id), "title", viewer ? "a viewer cannot start a session" : null);
