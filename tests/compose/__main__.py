@@ -230,7 +230,7 @@ class ComposeTest:
         self._tell(f"{len(wanted)} services, ours not as root")
 
     def _check_access(self) -> None:
-        """Who shows no token, or the viewer's, is told so; without tokens there is nothing to be seen of them."""
+        """Where there are tokens: who shows none is let nowhere, who shows the viewer's may look."""
         if not self._tokens["operator"]:
             return
         address = f"{self._control}/api/v1/sessions/current"
