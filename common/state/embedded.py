@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS telemetry (
 ) STRICT, WITHOUT ROWID;
 """
 
+CACHE_KB = 256  # what is written is hardly read; SQLite's own 2 MB fill so slowly that they look like a leak
+
 PER_SESSION = ("configurations", "events", "telemetry")
 
 Statement = tuple[str, tuple[Any, ...]]
@@ -68,6 +70,7 @@ class EmbeddedStore:
             self._connection = sqlite3.connect(self.path, timeout=2.0, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute(f"PRAGMA cache_size = -{CACHE_KB}")
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version <= SCHEMA_VERSION:
                 if version == 1:  # its telemetry has no numbers, so that it cannot be followed
