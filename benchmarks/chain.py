@@ -89,7 +89,7 @@ def _chain(folder: Path) -> Iterator[Figure]:
 
 def _stages(spec: SessionSpec, frames: int, folder: Path) -> dict[str, float]:
     """Frames per second of each stage by itself, on blocks as the chain has them."""
-    torch.set_num_threads(_threads())
+    torch.set_num_threads(threads())
     source = open_source(spec.source)
     first = source.read(4)
     assert first is not None
@@ -160,7 +160,8 @@ def _timed(stage: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def _threads() -> int:
+def threads() -> int:
+    """Of the workers here."""
     return max(1, (os.cpu_count() or 1) - 1)  # one core is the detector's
 
 
@@ -180,7 +181,7 @@ def started_worker(recovery: RecoverySpec) -> Iterator[Connection]:
 
 def _work(orders: Connection, recovery: dict[str, Any]) -> None:
     context: zmq.Context[Any] = zmq.Context()
-    worker = Worker(Settings.load(control_endpoint=NOBODY, device="cpu", threads=_threads()), "w", context)
+    worker = Worker(Settings.load(control_endpoint=NOBODY, device="cpu", threads=threads()), "w", context)
     worker.obey("recovery", {"recovery": recovery, "recovery_id": "r"})
     worker.start()
     orders.send("ready")

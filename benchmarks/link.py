@@ -13,6 +13,7 @@ import numpy as np
 import zmq
 
 from benchmarks.figure import Figure
+from common.wire.keys import Security
 from common.wire.link import Received, keep_freed_memory
 from common.wire.messages import Ack, ArrayHeader, ConfigurationNotice, Frames, Start
 from detector_sim.publisher import Publisher
@@ -87,7 +88,13 @@ def _pull(sender: Connection, count: int) -> None:
     context.destroy()
 
 
-def publish(receiver: Connection, payloads: list[bytes], count: int, spool: Path | None = None) -> float:
+def publish(
+    receiver: Connection,
+    payloads: list[bytes],
+    count: int,
+    spool: Path | None = None,
+    security: Security | None = None,
+) -> float:
     """Send ``count`` payloads, each written to ``spool`` before; seconds until the last acknowledgement."""
     keep_freed_memory()  # as the detector does
     context: zmq.Context[Any] = zmq.Context()
@@ -107,6 +114,7 @@ def publish(receiver: Connection, payloads: list[bytes], count: int, spool: Path
         event=event,
         drained=over.set,
         failed=lambda error: over.set(),
+        security=security,
     )
     publisher.start()
     receiver.send(publisher.endpoint)
@@ -144,7 +152,7 @@ def publish(receiver: Connection, payloads: list[bytes], count: int, spool: Path
     return elapsed
 
 
-def acknowledge(sender: Connection, count: int) -> None:
+def acknowledge(sender: Connection, count: int, security: Security | None = None) -> None:
     """Acknowledge whatever comes."""
     keep_freed_memory()  # as the worker does
     context: zmq.Context[Any] = zmq.Context()
@@ -161,6 +169,7 @@ def acknowledge(sender: Connection, count: int) -> None:
         heartbeat_seconds=1.0,
         deliver=deliver,
         failed=lambda error: None,
+        security=security,
     )
     worker.attach(sender.recv())
     worker.start()

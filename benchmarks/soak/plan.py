@@ -96,7 +96,7 @@ def plan(minutes: float, seed: int, phases: tuple[str, ...] = tuple(SHARES)) -> 
 
 
 def tour(seconds: float) -> list[Deed]:
-    """Every method behind every mask once, if there is time: from then on all caches are as full as they get."""
+    """Every method behind every mask once, if there is time: after it all caches are as full as they get."""
     deeds: list[Deed] = []
     for mask in MASKS:
         deeds.append(Deed(0.0, "acquisition", body=mask))

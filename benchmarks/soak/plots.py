@@ -14,6 +14,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 Document = Mapping[str, Any]
 
@@ -149,8 +150,7 @@ def _identity(document: Document) -> Figure:
     for name, colour in (("in_flight", "#0072B2"), ("spooled", "#D55E00")):
         terms.plot(*_with_gaps(at, _column(document, name)), color=colour, label=name.replace("_", " "))
     terms.set_ylabel("frames")
-    terms.set_yscale("symlog", linthresh=100)
-    terms.set_ylim(bottom=0)
+    _scale(terms, 100, (0, 50, 100, 1000, 10_000))
     terms.legend(loc="upper left", ncols=2, fontsize=8)
     missing.plot(at, _column(document, "unaccounted"), ".", color="black", markersize=2)
     missing.set_ylabel("unaccounted")
@@ -201,14 +201,22 @@ def _throughput(document: Document) -> Figure:
     ):
         frames.plot(*_rate(at, _column(document, name)), color=colour, label=label)
     frames.set_ylabel("frames a second")
-    frames.set_yscale("symlog", linthresh=100)
-    frames.set_ylim(bottom=0)
+    _scale(frames, 100, (0, 30, 60, 100, 1000, 10_000))
     frames.legend(loc="upper left", ncols=2, fontsize=8)
     wire.plot(*_rate(at, _column(document, "wire_bytes") * 8e-6), color="#666666")
     wire.set_ylabel("on the wire, Mbit/s")
-    wire.set_yscale("symlog", linthresh=10)
-    wire.set_ylim(bottom=0)
+    _scale(wire, 10, (0, 3, 6, 10, 100, 1000))
     return figure
+
+
+def _scale(axes: Axes, linear_below: float, ticks: tuple[float, ...]) -> None:
+    """From 0, and of numbers that are large by their logarithm."""
+    highest = max(axes.get_ylim()[1], linear_below)
+    axes.set_yscale("symlog", linthresh=linear_below, linscale=1.5)
+    axes.set_yticks([tick for tick in ticks if tick <= highest])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.set_ylim(0, 1.05 * highest)
 
 
 def _column(document: Document, name: str) -> np.ndarray:

@@ -45,7 +45,6 @@ class Watch:
         self._installation: Installation | None = None
         self._began = time.monotonic()
         self._over = threading.Event()
-        self.began_at = time.time()
         self.processes: dict[str, dict[str, Any]] = {}
         self.accounts: list[dict[str, Any]] = []
         self.unanswered = 0
@@ -59,7 +58,9 @@ class Watch:
         return time.monotonic() - self._began
 
     def look_at(self, installation: Installation | None) -> None:
-        """Take samples of this one from now on."""
+        """Take samples of this one from now on; the first one begins the count of seconds."""
+        if not self.processes:
+            self._began = time.monotonic()
         self._installation = installation
 
     def start(self) -> None:
