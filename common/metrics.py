@@ -262,6 +262,11 @@ MALFORMED = _metric(
     "Messages of the data plane that could not be read.",
 )  # fmt: skip
 
+NOT_LET_IN = _metric(
+    "cryoflux_not_let_in_total", "counter", (*CONTROL, *DETECTOR),
+    "How often somebody without the right key came to the control bus or the data plane, or spoke there.",
+)  # fmt: skip
+
 # ---- the detector: the accounts, acquired = acknowledged + in flight + spooled + lost
 
 ACQUIRED = _metric("cryoflux_frames_acquired_total", "counter", DETECTOR, "Frames that the camera exposed.")

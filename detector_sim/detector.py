@@ -327,6 +327,7 @@ class Detector:
                 workers_departed=Counter(publisher.departed),
                 workers_refused=publisher.refused,
                 malformed_messages=publisher.malformed,
+                not_let_in=publisher.turned_away,
             )
 
     def _event(self, kind: str, message: str) -> None:

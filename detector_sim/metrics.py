@@ -45,6 +45,7 @@ class Figures(NamedTuple):
     workers_departed: Counter[str]
     workers_refused: int
     malformed_messages: int
+    not_let_in: int = 0
 
 
 def families(figures: Figures) -> Iterator[Family]:
@@ -94,6 +95,7 @@ def families(figures: Figures) -> Iterator[Family]:
     yield metrics.DEPARTED.family(departed)
     yield metrics.REFUSED.family(figures.workers_refused)
     yield metrics.MALFORMED.family(figures.malformed_messages)
+    yield metrics.NOT_LET_IN.family(figures.not_let_in)
 
 
 def _shown(latency: LatencyHistogram) -> metrics.Distribution:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 LINE_EVERY_SECONDS = 5.0
 TABLE_WIDTH = 120
-WORTH_A_WARNING = {"bad_file", "worker_silent", "worker_refused", "silent", "failed", "error",
+WORTH_A_WARNING = {"bad_file", "worker_silent", "worker_refused", "not_let_in", "silent", "failed", "error",
                    "archive_failed"}  # fmt: skip
 WORTH_A_NOTE = {"worker_back", "returned", "pause", "resume", "acquisition", "recovery", "archive"}
 

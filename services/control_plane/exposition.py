@@ -54,6 +54,7 @@ class Figures(NamedTuple):
     events: Counter[str]
     store_failing: bool
     store_writes_waiting: int
+    not_let_in: int = 0
 
 
 def families(figures: Figures) -> Iterator[Family]:
@@ -73,6 +74,7 @@ def families(figures: Figures) -> Iterator[Family]:
     yield metrics.EVENTS.family(metrics.by_known(figures.events, metrics.EVENT_KINDS))
     yield metrics.STORE_FAILING.family(figures.store_failing)
     yield metrics.STORE_WAITING.family(figures.store_writes_waiting)
+    yield metrics.NOT_LET_IN.family(figures.not_let_in)
 
 
 def _quality(configurations: Iterable[ConfigurationFigures]) -> Iterator[Family]:

@@ -37,6 +37,7 @@ async def prometheus(request: Request, sessions: TheSessions, bus: TheBus, recor
         events=Counter(sessions.event_counts),
         store_failing=bool(recorder.error),
         store_writes_waiting=recorder.waiting,
+        not_let_in=bus.turned_away,
     )
     now = [*families(figures), *request_families(request.app.state.requests)]
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
