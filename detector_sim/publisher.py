@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from common.clock import SteadyClock
 from common.wire.keys import Security
 from common.wire.link import Buffer, Link, LinkLimit, Malformed, PeerGone, Received, not_listened_to
 from common.wire.messages import (
@@ -106,6 +107,9 @@ class Publisher:
         self.figures: Callable[[], dict[str, Any]] = dict  # what a successor goes on counting from
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self.window_bytes = window_bytes
+        self.clock = SteadyClock()  # of the series: when its frames were acquired, and answered for
+        if traces is not None:
+            traces.clock = self.clock
         self.joined = self.refused = 0  # workers that came; messages of strangers
         self.departed: Counter[str] = Counter()  # workers that went, by common.metrics.DEPARTURES
         self.changed = threading.Condition()
@@ -189,6 +193,7 @@ class Publisher:
     def _open(self, start: Start, link_mbit_per_s: float | None, found: Found | None = None) -> None:
         if self._traces is not None:
             self._traces.session = start.session
+        self.clock.set()
         with self.changed:
             self._ledger.open(start, found)
             for change in found.changes if found is not None else ():
@@ -357,7 +362,7 @@ class Publisher:
             case Ack() as ack:
                 if self._traces is not None:
                     self._traces.acknowledged(ack)
-                ledger.ack(ack, time.time())
+                ledger.ack(ack, self.clock.now())
                 ledger.credit(identity, ack.credit)
             case Credit(blocks=blocks):
                 ledger.credit(identity, blocks)

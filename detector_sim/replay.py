@@ -315,8 +315,8 @@ class Replay(Series):
             self._publisher.expose(until)
         with self._publisher.changed:
             now = time.monotonic()
-            to_wall = time.time() - now
-            acquired_at = [end + to_wall for end in self._camera.take(len(recorded.frame_ids), now)]
+            ends = self._camera.take(len(recorded.frame_ids), now)
+            acquired_at = [self._publisher.clock.at(end) for end in ends]
             if fresh > 0:
                 self._publisher.ledger.acquire(fresh)
                 self._exposed += fresh

@@ -616,8 +616,7 @@ class Series:
             self._publisher.expose(frame_ids[-1] + 1)
         with self._publisher.changed:
             now = time.monotonic()
-            to_wall = time.time() - now
-            acquired_at = [end + to_wall for end in self._camera.take(count, now)]
+            acquired_at = [self._publisher.clock.at(end) for end in self._camera.take(count, now)]
             if fresh > 0:
                 self._publisher.ledger.acquire(fresh)
                 self._exposed += fresh

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import msgspec
 
+from common.clock import SteadyClock
 from common.tracing import Attributes, Tracing
 from common.wire.messages import Ack, Frames
 
@@ -28,13 +28,14 @@ class BlockTraces:
 
     def __init__(self, tracing: Tracing, session: str = "") -> None:
         self._tracing = tracing
+        self.clock = SteadyClock()
         self._lock = threading.Lock()
         self._times: OrderedDict[int, _Times] = OrderedDict()
         self.session = session
 
     def queued(self, header: Frames) -> Frames:
         """A block that was acquired and is queued under its number; the header that carries its trace."""
-        now = time.time()
+        now = self.clock.now()
         traceparent = self._tracing.begin("acquire", header.acquired_at[0], now, self._attributes(header))
         with self._lock:
             self._times[header.block] = _Times(traceparent, now, now, len(header.frame_ids))
@@ -44,7 +45,7 @@ class BlockTraces:
 
     def sent(self, header: Frames, worker: str) -> None:
         """A block was handed to the socket."""
-        now = time.time()
+        now = self.clock.now()
         with self._lock:
             times = self._times.get(header.block)
             if times is None:  # another process queued it
@@ -72,7 +73,7 @@ class BlockTraces:
             "cryoflux.block": ack.block,
             "cryoflux.frames": len(ack.frame_ids),
         }
-        self._tracing.add(times.traceparent, "acknowledge", times.sent_at, time.time(), attributes)
+        self._tracing.add(times.traceparent, "acknowledge", times.sent_at, self.clock.now(), attributes)
 
     def close(self) -> None:
         """Send what is left."""

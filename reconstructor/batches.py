@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from common.calibration import Calibration
+from common.clock import SteadyClock
 from common.configuration import Configuration
 from common.flat_level import FlatLevel
 from common.operators.base import LinearOperator
@@ -109,6 +110,7 @@ class Recoverer:
         batch_changed: Callable[[BatchKey, int, bool], None] = lambda key, frames, is_less: None,
     ) -> None:
         self._device, self._batch_pixels = device, batch_pixels
+        self._clock = SteadyClock()
         self._configurations: dict[str, Configuration] = {}
         self._operators: OrderedDict[str, LinearOperator] = OrderedDict()
         self._recoveries: OrderedDict[tuple[str, str], Recovery] = OrderedDict()
@@ -126,6 +128,7 @@ class Recoverer:
 
     def start(self, start: Start) -> None:
         """Begin a series."""
+        self._clock.set()
         self._series = start.series
         self._pixel_size = start.pixel_size_angstrom
         self._calibration = Calibration.model_validate(start.calibration)
@@ -348,7 +351,7 @@ class Recoverer:
             compression_factor=task.configuration.compression_factor,
             recovery_id=task.choice.recovery_id,
             method=task.choice.spec.method,
-            recovered_at=time.time(),
+            recovered_at=self._clock.now(),
             free_residual=free_residual,
         )
         self._judge(results, task)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -296,7 +295,7 @@ def metrics(
     return Metrics(
         session=session.id,
         state=session.state,
-        at=time.time(),
+        at=session.now(),
         elapsed_seconds=elapsed,
         frames_expected=session.opened.get("frames_expected"),
         frames=FrameCounts(

@@ -8,8 +8,9 @@ import secrets
 import time
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PrivateAttr
 
+from common.clock import SteadyClock
 from common.operators.spec import MaskSpec
 from common.session import RecoverySpec, SessionSpec
 from common.state.store import SessionRecord
@@ -64,6 +65,7 @@ class Session(BaseModel):
     judged: dict[str, float] = {}
     newest_frame: int | None = None
     newest_reference: int | None = None
+    _clock: SteadyClock = PrivateAttr(default_factory=SteadyClock)
 
     @classmethod
     def create(cls, spec: SessionSpec) -> Session:
@@ -81,6 +83,10 @@ class Session(BaseModel):
         """The session as it is to be stored."""
         return SessionRecord(self.id, self.created_at, self.state, self.model_dump(mode="json"))
 
+    def now(self) -> float:
+        """Unix time, seconds, as the session counts it: nobody who sets the clock makes it jump."""
+        return self._clock.now()
+
     @property
     def over(self) -> bool:
         """Whether nothing will happen to it any more."""
@@ -91,7 +97,7 @@ class Session(BaseModel):
         """Seconds since the acquisition began, up to now or to its end."""
         if self.opened_at is None:
             return 0.0
-        return (self.finished_at or time.time()) - self.opened_at
+        return max(0.0, (self.finished_at or self.now()) - self.opened_at)
 
 
 def recovery_id(spec: RecoverySpec) -> str:

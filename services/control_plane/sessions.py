@@ -32,7 +32,7 @@ from services.control_plane.places import Places
 from services.control_plane.recorder import Recorder
 from services.control_plane.report import accounts_problem, final_accounts, report, write_report
 from services.control_plane.session import AcquisitionSetting, RecoverySetting, Session, recovery_id
-from services.control_plane.states import State, Trigger, WrongState, after
+from services.control_plane.states import OVER, State, Trigger, WrongState, after
 from services.control_plane.stream import Followers
 from services.explain import FieldProblem, explain
 
@@ -285,7 +285,7 @@ class Sessions:
             self._start_task(self._tell(detector, "stop"))  # it may yet begin
             self._fail(session, str(error))
             raise
-        session.opened, session.opened_at = opened, time.time()
+        session.opened, session.opened_at = opened, session.now()
         self._apply(session, Trigger.OPENED)
         configuration = Configuration.model_validate(opened["configuration"])
         first = {"effective_from_frame": 0, "error_bound": configuration.codec.error_bound}
@@ -514,7 +514,7 @@ class Sessions:
 
     async def _set_recovery(self, session: Session, spec: RecoverySpec) -> dict[str, str]:
         """Tell every worker; what was wrong with each."""
-        setting = RecoverySetting(**spec.model_dump(), recovery_id=recovery_id(spec), set_at=time.time())
+        setting = RecoverySetting(**spec.model_dump(), recovery_id=recovery_id(spec), set_at=session.now())
         session.recovery.append(setting)
         self._save(session)
         workers = [worker for worker in self._bus.workers if worker.present]
@@ -634,7 +634,7 @@ class Sessions:
     def _finish(self, session: Session, error: str, *, accounts_are_final: bool = True) -> None:
         self._finishing = True
         session.error = error
-        session.finished_at = time.time()
+        session.finished_at = session.now()
         if session.state is not State.CREATED:
             self._apply(session, Trigger.FINISHED)
         self._start_task(self._complete(session, accounts_are_final))
@@ -701,7 +701,7 @@ class Sessions:
     def _fail(self, session: Session, error: str) -> None:
         if session.over:
             return
-        session.error, session.finished_at = error, session.finished_at or time.time()
+        session.error, session.finished_at = error, session.finished_at or session.now()
         self._apply(session, Trigger.FAIL)
         self._note(session, "failed", error)
         self._close(session)
@@ -753,7 +753,7 @@ class Sessions:
     ) -> None:
         session.events += 1
         self.event_counts[kind] += 1
-        event = EventRecord(session.events, time.time(), component, name, kind, message, details)
+        event = EventRecord(session.events, session.now(), component, name, kind, message, details)
         log.info("%s: %s", kind, message)
         chronicle = self._chronicle
         if chronicle is None or session is not chronicle.session:
@@ -830,7 +830,11 @@ def resolve_mask(active: MaskSpec, mask: MaskSpec | None, compression_factor: fl
 
 def _last_chronicle(store: Store) -> Chronicle | None:
     known = store.sessions()
-    return _chronicle(store, Session.from_record(known[-1])) if known else None
+    if not known:
+        return None
+    # the one that is not over, for it may not be the youngest: the clock may have been set back before it
+    last = next((record for record in reversed(known) if record.state not in OVER), known[-1])
+    return _chronicle(store, Session.from_record(last))
 
 
 def _chronicle(store: Store, session: Session) -> Chronicle:
