@@ -67,7 +67,12 @@ class ArchiveWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{worker}.cfx"
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        write_all(self._file, [MAGIC])
+        self._size = 0
+        try:
+            write_all(self._file, [MAGIC])
+        except OSError:
+            self.discard()
+            raise
         self._size = len(MAGIC)
 
     def append(self, message: Message, buffers: Sequence[Buffer] = ()) -> Span:
@@ -75,14 +80,33 @@ class ArchiveWriter:
         parts = [encode(message), *(as_bytes(buffer) for buffer in buffers)]
         lengths = [memoryview(part).nbytes for part in parts]
         prefix = struct.pack(f"<I{len(parts)}Q", len(parts), *lengths)
-        write_all(self._file, [prefix, *parts])
+        try:
+            write_all(self._file, [prefix, *parts])
+        except OSError:
+            self.cut(self._size)  # a torn record would hide those that follow it
+            raise
         span = Span(self._size, len(prefix) + sum(lengths))
         self._size += span.length
         return span
 
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._size
+
+    def cut(self, size: int) -> None:
+        """Have nothing beyond ``size`` bytes: what stood there was not written whole."""
+        os.ftruncate(self._file, size)
+        self._size = size
+
     def sync(self) -> None:
         """Have everything appended so far on disk."""
         os.fsync(self._file)
+
+    def discard(self) -> None:
+        """Close the file and have it gone."""
+        os.close(self._file)
+        self.path.unlink()
 
     def close(self) -> None:
         """Close the file."""

@@ -65,16 +65,38 @@ class JournalWriter:
     def __init__(self, output: Path, worker: str) -> None:
         folder = output / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(
-            folder / f"{worker}.csv", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
-        )
-        write_all(self._file, [_HEADER])
+        self._path = folder / f"{worker}.csv"
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        try:
+            write_all(self._file, [_HEADER])
+        except OSError:
+            self.discard()
+            raise
 
     def append(self, rows: Iterable[tuple[Any, ...]]) -> None:
         """Write lines, values in the order of ``COLUMNS``, None for what is not known."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
-        write_all(self._file, [text.getvalue().encode()])
+        size = self.size
+        try:
+            write_all(self._file, [text.getvalue().encode()])
+        except OSError:
+            self.cut(size)  # a torn line would spoil the next
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return os.fstat(self._file).st_size
+
+    def cut(self, size: int) -> None:
+        """Have nothing beyond ``size`` bytes."""
+        os.ftruncate(self._file, size)
+
+    def discard(self) -> None:
+        """Close the file and have it gone."""
+        os.close(self._file)
+        self._path.unlink()
 
     def sync(self) -> None:
         """Have the lines written so far on disk."""

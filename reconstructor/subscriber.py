@@ -84,6 +84,7 @@ class Subscriber:
         self._held = 0  # blocks delivered and not finished
         self._to_grant = 0
         self._answered = threading.Condition(self._lock)  # all answers have been sent
+        self._away = False
         self._leaving = False
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
@@ -128,6 +129,18 @@ class Subscriber:
         with self._answered:
             self._answered.wait_for(lambda: not self._answers, seconds)
 
+    def withdraw(self) -> None:
+        """Say goodbye and stay away until ``rejoin``; what is here goes to others, answers are kept."""
+        with self._lock:
+            self._away = True
+        self._bell.ring()
+
+    def rejoin(self) -> None:
+        """Serve the detector again."""
+        with self._lock:
+            self._away = False
+        self._bell.ring()
+
     def leave(self) -> None:
         """Take no further blocks; what arrives from now on is left to other workers."""
         with self._lock:
@@ -165,7 +178,15 @@ class Subscriber:
                 self._bell.clear()
                 beat = self._pulse.due(time.monotonic())
                 with self._lock:
-                    endpoint, closing = self._wanted_endpoint, self._closing
+                    endpoint, closing, away = self._wanted_endpoint, self._closing, self._away
+                if away:
+                    if link is not None:
+                        link.send(Goodbye())
+                        link.close()
+                        link, connected = None, False
+                        poller = zmq.Poller()
+                        self._bell.register(poller)
+                    continue
                 is_new = link is not None and link.endpoint != endpoint
                 if endpoint and (is_new or (link is None and time.monotonic() >= not_before)):
                     if link is not None:

@@ -7,6 +7,7 @@ on disk, all that wait with one sync; the *control bus* takes commands.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -58,6 +59,8 @@ from reconstructor.writer import Results, ResultsWriter
 log = logging.getLogger(__name__)
 
 ANSWERED_SECONDS = 1.0  # that a frame recovered alone waits for the answer of the one before to be sent
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROOM_SECONDS = 2.0  # between two attempts to write on a disk that was full
 
 
 class _Arguments(BaseModel):
@@ -173,6 +176,8 @@ class Worker:
         self._outbox: SimpleQueue[Callable[[], None] | Outcome | None] = SimpleQueue()
         self._waiting: deque[Received | None] = deque()
         self._writer: ResultsWriter | None = None
+        self._results_error = ""  # why they cannot be written now
+        self._ending = threading.Event()
         self._tally = _Tally()
         self._measured = Measured()
         self._gpu = gpu_of(self._device)
@@ -229,6 +234,7 @@ class Worker:
 
     def close(self) -> None:
         """Take no more, finish what is here, acknowledge it, and leave."""
+        self._ending.set()
         self._subscriber.leave()
         self._inbox.put(None)
         if not self.failed:
@@ -341,6 +347,7 @@ class Worker:
             "threads": self._threads_of_torch,
             "data_endpoint": self._subscriber.endpoint,
             "malformed_messages": self._subscriber.malformed,
+            "results_error": self._results_error,
             "error": self.error,
         }
 
@@ -492,18 +499,50 @@ class Worker:
                     case _:
                         self._finish(outcomes)
                         outcomes = []
-                        job()
+                        self._on_disk(job)
             self._finish(outcomes)
         if self._writer is not None:
             self._writer.close()
 
+    def _on_disk(self, write: Callable[[], None]) -> bool:
+        """Have something written. On a disk that is full, as soon as somebody has made room.
+
+        Meanwhile the worker serves nobody, and the blocks that it has go to others. False: it was told to end
+        before there was room.
+        """
+        while True:
+            try:
+                write()
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                if not self._results_error:
+                    self._no_room(error)
+            else:
+                if self._results_error:
+                    self._results_error = ""
+                    self._control.event("results_back", "there is room for the results again: worker goes on")
+                    self._subscriber.rejoin()
+                return True
+            if self._ending.wait(ROOM_SECONDS):
+                return False
+
+    def _no_room(self, error: OSError) -> None:
+        self._results_error = error_line(error)
+        self._subscriber.withdraw()
+        told = f"the results cannot be written ({self._results_error}): this worker's frames go to others"
+        log.error("%s", told)
+        self._control.event("results_failed", f"{told}; it goes on as soon as there is room")
+
     def _open(self, start: Start) -> None:
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
         self._writer = ResultsWriter(start, self._unique_name)
 
     def _configure(self, notice: ConfigurationNotice) -> None:
-        assert self._writer is not None
+        if self._writer is None:
+            return  # it was told to end before the files could be made
         self._writer.configure(notice)
         configuration = notice.configuration
         self._measured.configuration(
@@ -514,10 +553,17 @@ class Worker:
         """Make results durable, then answer for their blocks."""
         group = [outcome.results for outcome in outcomes if outcome.results is not None]
         if group:
-            assert self._writer is not None
-            began = time.monotonic()
-            self._writer.write(group)
-            seconds = time.monotonic() - began
+            seconds = 0.0
+
+            def write() -> None:
+                nonlocal seconds
+                assert self._writer is not None
+                began = time.monotonic()
+                self._writer.write(group)
+                seconds = time.monotonic() - began
+
+            if self._writer is None or not self._on_disk(write):
+                return  # given up: others have these blocks
             self._tally.write_seconds += seconds
             if self._tracing is not None:
                 self._trace("write", [results.header for results in group], seconds, {})

@@ -68,6 +68,11 @@ class ResultsWriter:
         Name of this worker's journal and archive; never used before in this folder.
     keep_measurements : bool
         False: they are kept elsewhere already.
+
+    Raises
+    ------
+    OSError
+        If the files cannot be made; those that were are gone then.
     """
 
     def __init__(self, start: Start, worker: str, *, keep_measurements: bool = True) -> None:
@@ -80,15 +85,21 @@ class ResultsWriter:
         header = stack_header(start.shape, start.frames_expected or 0, start.pixel_size_angstrom)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         self._recovered = os.open(self._output / RECOVERED, flags, 0o644)
-        if os.fstat(self._recovered).st_size < HEADER_BYTES:
-            os.pwrite(self._recovered, header, 0)
-        self._archive = ArchiveWriter(self._output, worker) if keep_measurements else None
-        if self._archive is not None:
-            self._archive.append(start)
+        self._archive: ArchiveWriter | None = None
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._recovered)
+            if os.fstat(self._recovered).st_size < HEADER_BYTES:
+                write_all_at(self._recovered, header, 0)
+            if keep_measurements:
+                self._archive = ArchiveWriter(self._output, worker)
+                undo.callback(self._archive.discard)
+                self._archive.append(start)
+            self._journal = JournalWriter(self._output, worker)
+            undo.callback(self._journal.discard)
+            self._sync_folders()
+            undo.pop_all()
         self._kept_last: tuple[Sequence[Buffer], Span] | None = None
         self._configurations: dict[str, Span] = {}
-        self._journal = JournalWriter(self._output, worker)
-        self._sync_folders()
 
     def configure(self, notice: ConfigurationNotice) -> None:
         """Keep a configuration with the measurements that were taken with it."""
@@ -96,7 +107,25 @@ class ResultsWriter:
             self._configurations[notice.configuration["config_id"]] = self._archive.append(notice)
 
     def write(self, group: Sequence[Results]) -> None:
-        """Write blocks, durably: when this returns they may be acknowledged."""
+        """Write blocks, durably: when this returns they may be acknowledged.
+
+        Raises
+        ------
+        OSError
+            If the disk is full or fails. The archive and the journal are as before then, so that the same can
+            be written again; images may stand in their slots, which nothing names.
+        """
+        archived, named = 0 if self._archive is None else self._archive.size, self._journal.size
+        try:
+            self._write(group)
+        except OSError:
+            self._kept_last = None
+            self._journal.cut(named)
+            if self._archive is not None:
+                self._archive.cut(archived)
+            raise
+
+    def _write(self, group: Sequence[Results]) -> None:
         spans: list[Span | None] = []
         for results in group:
             self._write_slots(results)
@@ -155,7 +184,7 @@ class ResultsWriter:
                 header.attempt,
                 acquired_at,
                 results.recovered_at,
-                results.recovered_at - acquired_at,
+                max(0.0, results.recovered_at - acquired_at),  # of two clocks, which may disagree
                 free_residual,
                 int(frame in header.reference_ids),
                 results.psnr.get(frame),

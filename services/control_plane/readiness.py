@@ -24,7 +24,12 @@ def readiness(bus: Bus, recorder: Recorder) -> Readiness:
         detail.append(
             f"the detector's accounts do not balance: {unaccounted} frames are unaccounted for; this is a bug"
         )
-    is_degraded = bool(recorder.error or spool_error or unaccounted)
+    full = [worker for worker in bus.workers if worker.present and worker.telemetry.get("results_error")]
+    detail += [
+        f"{worker.name} cannot write results ({worker.telemetry['results_error']}) and takes no frames"
+        for worker in full
+    ]
+    is_degraded = bool(recorder.error or spool_error or unaccounted or full)
     return Readiness(
         status="not ready" if missing else "degraded" if is_degraded else "ready",
         detector=bus.detector is not None,

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-import pytest
-
 from tests.conftest import program
+from tests.faults.holding import Holder
 from tests.integration.bus import Place
 
 HERE = "here"
@@ -26,13 +25,12 @@ class Network:
     """
 
     def __init__(self, *names: str) -> None:
-        for name, package in (("ip", "iproute2"), ("iptables", "iptables"), ("nsenter", "util-linux"),
-                              ("setpriv", "util-linux"), ("unshare", "util-linux")):  # fmt: skip
-            program(name, package)
-        self._machines: dict[str, subprocess.Popen[bytes]] = {}
+        program("ip", "iproute2")
+        program("iptables", "iptables")
+        self._machines: dict[str, Holder] = {}
         self._numbers = {name: number for number, name in enumerate((HERE, *names))}
         try:
-            self._machines[""] = self._machine()
+            self._machines[""] = Holder("--net")
             self._inside("", "sh", "-c", "ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward")
             self._network = self._join_here()
             for name in names:
@@ -52,8 +50,7 @@ class Network:
     def close(self) -> None:
         """Take the network down; its interfaces go with the processes that held it."""
         for machine in self._machines.values():
-            machine.kill()
-            machine.wait()
+            machine.close()
 
     def address(self, name: str = HERE) -> str:
         """The IP address of a machine."""
@@ -85,20 +82,6 @@ class Network:
     def _address(self, number: int, side: int) -> str:
         return f"198.{18 + self._network // 256}.{self._network % 256}.{4 * number + side}"
 
-    def _machine(self) -> subprocess.Popen[bytes]:
-        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sh", "-c", "echo; exec sleep inf"]
-        machine = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert machine.stdout is not None
-        if not machine.stdout.readline():
-            machine.wait()
-            assert machine.stderr is not None
-            why = machine.stderr.read().decode().strip()
-            missing = f"network namespaces cannot be made, which needs root and CAP_SYS_ADMIN: {why}"
-            if os.environ.get("CI"):
-                pytest.fail(missing)
-            pytest.skip(missing)
-        return machine
-
     def _join_here(self) -> int:
         """Join this machine to the router, in the first network that nobody has."""
         router = str(self._machines[""].pid)
@@ -125,7 +108,7 @@ class Network:
 
     def _join(self, name: str) -> None:
         number = self._numbers[name]
-        machine = self._machines[name] = self._machine()
+        machine = self._machines[name] = Holder("--net")
         self._inside("", "ip", "link", "add", f"to{number}", "type", "veth", "peer", "name", "eth0",
                      "netns", str(machine.pid))  # fmt: skip
         self._router_end(number)
@@ -139,7 +122,7 @@ class Network:
         self._inside("", "ip", "link", "set", f"to{number}", "up")
 
     def _enter(self, name: str) -> Sequence[str]:
-        return ("nsenter", "--target", str(self._machines[name].pid), "--net", "--")
+        return self._machines[name].enter("--net")
 
     def _inside(self, name: str, *command: str) -> None:
         _run(*self._enter(name), *command)
