@@ -85,7 +85,8 @@ class Detector:
     Raises
     ------
     OSError
-        If the data plane's endpoint cannot be bound, in one line; ``NotProtected`` if it must not be.
+        In one line, if the data plane's endpoint cannot be bound (``NotProtected``: must not be), or another
+        detector that runs has the spool.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Detector:
             settings.spool_policy,
             self._event,
         )
+        self._safekeeping.claim()
         self._publisher = Publisher(
             context,
             settings.data_bind,
@@ -194,6 +196,7 @@ class Detector:
             self._safekeeping.end()
         else:
             self._safekeeping.close()
+        self._safekeeping.release()
 
     def _give_up(self, series: Series) -> None:
         series.abandon("the detector was stopped")

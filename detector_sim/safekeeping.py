@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from detector_sim.spool import (
     SpoolDamaged,
     SpoolTaken,
     Turn,
+    claimed,
     unfinished,
 )
 
@@ -68,6 +70,34 @@ class Safekeeping:
         self._error = ""
         self._retry_at = 0.0
         self._lock = threading.Lock()  # of the error and the time to try again
+        self._claim: int | None = None
+
+    def claim(self) -> None:
+        """Have the folder for this process alone, until ``release`` or the process's end.
+
+        A folder that cannot be had at all is no reason to refuse: it is told when a series begins.
+
+        Raises
+        ------
+        OSError
+            In one line, if another detector has it: both would go on with what a third one left.
+        """
+        if self._root is None:
+            return
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._claim = claimed(self._root)
+        except BlockingIOError as error:
+            told = f"the spool {self._root} belongs to another detector, which runs; name another (--spool)"
+            raise OSError(error.errno, told) from error
+        except OSError as error:
+            log.warning("the spool %s cannot be had: %s", self._root, error_line(error))
+
+    def release(self) -> None:
+        """Leave the folder to others."""
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     # ---- a series
 

@@ -662,6 +662,23 @@ def unfinished(root: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: (folder.stat().st_mtime, folder.name))
 
 
+def claimed(root: Path) -> int:
+    """A descriptor that holds the lock of a folder of spools, until it is closed.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process has it.
+    """
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(folder)
+        raise
+    return folder
+
+
 def _locked(folder: Path) -> int:
     file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:

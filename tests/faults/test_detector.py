@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.faults.verdict import balanced, every_frame_once, session
 from tests.integration.bus import Bus
 from tests.integration.test_live import Live, table
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 UNLIMITED = resource.RLIM_INFINITY
 
@@ -161,6 +162,53 @@ def test_a_full_spool_drops_frames_and_counts_them_where_that_is_the_policy(tmp_
         counters = bus.finished()
         every_frame_once(output, opened, counters, lost={"spool full"})
         assert counters["frames_lost"]["spool full"] > 100
+
+
+def test_a_worker_that_hangs_for_longer_than_the_spool_lasts_makes_the_camera_wait(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with Bus(tmp_path, block_bytes=10_000, window_bytes=30_000, spool_bytes=200_000) as bus:
+        bus.detector()
+        bus.worker("w")
+        opened = bus.open(session(output, rate=1000))
+        bus.wait(lambda: bus.of_detector("frames_acknowledged") > 100)
+        bus.processes["w"].send_signal(signal.SIGSTOP)
+        bus.wait(lambda: "worker_silent" in bus.kinds() and bus.of_detector("idle_seconds") > 0.3)
+        hung = bus.telemetry["detector"]
+        assert hung["frames_spooled"] > 100
+        balanced(hung)
+        bus.processes["w"].send_signal(signal.SIGCONT)
+        bus.wait(lambda: bus.of_detector("frames_acquired") > hung["frames_acquired"] + 100)
+        bus.command("detector", "stop")
+        every_frame_once(output, opened, bus.finished())
+
+
+# ---- a spool that two want
+
+
+def test_a_second_detector_is_refused_the_spool_of_one_that_runs(tmp_path: Path) -> None:
+    """Also of one that only stands still: what it wrote would else be delivered by both."""
+    output = tmp_path / "out"
+    (tmp_path / "second").mkdir()
+    with (
+        Bus(tmp_path, block_bytes=20_000) as bus,
+        Bus(tmp_path / "second", spool=str(tmp_path / "spool")) as second,
+    ):
+        bus.detector()
+        bus.worker("w")
+        opened = bus.open(session(output, rate=800))
+        bus.wait(lambda: bus.of_detector("frames_acknowledged") > 100)
+        bus.processes["detector"].send_signal(signal.SIGSTOP)
+        second.detector()
+        second.wait(lambda: second.processes["detector"].poll() is not None, dead="detector")
+        assert second.processes["detector"].returncode == 1
+        (line,) = second.log("detector").strip().splitlines()
+        taken = f"the spool {tmp_path / 'spool'} belongs to another detector"
+        assert line.startswith(f"cryoflux detector: {taken}")
+        bus.processes["detector"].send_signal(signal.SIGCONT)
+        bus.wait(lambda: bus.of_detector("frames_acknowledged") > 300)
+        _goes_on(bus)  # the lock of one that is dead keeps nobody out
+        bus.command("detector", "stop")
+        every_frame_once(output, opened, bus.finished())
 
 
 # ---- a disk that is full
