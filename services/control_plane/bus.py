@@ -270,6 +270,8 @@ class Bus:
                     text = not_listened_to(f"{name} on the control bus")
                     self._tell("peer_ignored", text, component)
             case Telemetry() | Event():  # of somebody forgotten, whose connection outlived that
+                if self._telling.due(time.monotonic()):
+                    log.info("%r is not known here any more: it is asked to register anew", identity)
                 self._send(identity, Refusal(reason="not registered here, or not any more"))
             case other:
                 if self._telling.due(time.monotonic()):

@@ -100,7 +100,7 @@ class Installation:
             process.wait()
         if error is not None:
             for name in self.processes:
-                print(f"---- {name}\n{(self.folder / f'{name}.log').read_text()}")
+                print(f"---- {name}\n{self.log(name)}")
 
     # ---- processes
 
@@ -112,6 +112,10 @@ class Installation:
             self.processes[name] = subprocess.Popen(
                 command, env={**self._environment, **place.environment}, stdout=log, stderr=log
             )
+
+    def log(self, name: str) -> str:
+        """What a part printed."""
+        return (self.folder / f"{name}.log").read_text()
 
     def kill(self, name: str) -> None:
         """End a part without giving it a chance to do anything."""

@@ -14,7 +14,7 @@ from tests.faults.installation import CURRENT, OVER, Installation, eventually
 from tests.faults.verdict import completed
 from tests.integration.bus import Place
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 PARTS = ("control", "detector", "worker-1")
 SANE_SECONDS = 120.0  # nothing here takes as long, and hours are more

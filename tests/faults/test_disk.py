@@ -11,7 +11,7 @@ from tests.faults.disk import SmallDisk
 from tests.faults.verdict import balanced, every_frame_once, session
 from tests.integration.bus import Bus
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 UNLIMITED = resource.RLIM_INFINITY
 

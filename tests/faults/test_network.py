@@ -13,7 +13,7 @@ from tests.faults.network import HERE, Network
 from tests.faults.verdict import balanced, every_frame_once, session
 from tests.integration.bus import Bus
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 @contextmanager

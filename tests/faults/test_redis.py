@@ -14,7 +14,7 @@ from tests.faults.installation import BASE, CURRENT, OVER, PATIENCE_SECONDS, Ins
 from tests.faults.verdict import completed
 from tests.redis_server import RedisServer
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 def gapless(numbers: list[int]) -> bool:

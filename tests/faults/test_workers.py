@@ -6,16 +6,17 @@ import signal
 import threading
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from common.wire.messages import PROTOCOL_VERSION, Ack, End, Goodbye, Heartbeat, Refusal
 from tests.faults.proxy import Proxy
 from tests.faults.raw import RawWorker
 from tests.faults.verdict import balanced, every_frame_once, session
-from tests.integration.bus import Bus
+from tests.integration.bus import Bus, Place
 from tests.integration.test_live import free_port
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 def test_a_worker_killed_in_mid_batch_again_and_again(tmp_path: Path) -> None:
@@ -133,6 +134,62 @@ def test_connections_that_are_reset_lose_nothing(tmp_path: Path) -> None:
             bus.wait(lambda connections=connections: proxy.connections >= connections)
         bus.command("detector", "stop")
         every_frame_once(output, opened, bus.finished())
+
+
+def test_control_bus_connections_that_are_reset_are_made_anew(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with (
+        Bus(tmp_path, block_bytes=20_000) as bus,
+        Proxy(int(bus.endpoint.rsplit(":", 1)[1])) as proxy,
+    ):
+        bus.settings["control_endpoint"] = f"tcp://127.0.0.1:{proxy.port}"
+        bus.detector()
+        bus.worker("w")
+        opened = bus.open(session(output, rate=500))
+        for _ in range(3):
+            before = bus.of_detector("frames_acknowledged")
+            bus.wait(lambda before=before: bus.of_detector("frames_acknowledged") > before + 100)
+            bus.registrations.clear()
+            proxy.reset()
+            bus.wait(lambda: {"detector", "w"} <= set(bus.registrations))
+            bus.command("detector", "pause")
+            bus.command("detector", "resume")
+        bus.command("detector", "stop")
+        every_frame_once(output, opened, bus.finished())
+
+
+DIES_AFTER_WRITING = """
+import os, signal
+from reconstructor.writer import ResultsWriter
+write = ResultsWriter.write
+written = 0
+
+def write_and_die(self, group):
+    global written
+    write(self, group)
+    written += 1
+    if written == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+ResultsWriter.write = write_and_die
+"""
+
+
+def test_a_worker_killed_between_writing_and_answering_leaves_each_frame_once(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with Bus(tmp_path, block_bytes=20_000) as bus:
+        bus.detector()
+        bus.worker("dies", Place(code=DIES_AFTER_WRITING))
+        opened = bus.open(session(output, rate=500))
+        bus.wait(lambda: bus.processes["dies"].poll() is not None)
+        bus.worker("other")
+        bus.wait(lambda: bus.of_detector("blocks_redelivered") > 0)
+        acquired = bus.of_detector("frames_acquired")
+        bus.wait(lambda: bus.of_detector("frames_acknowledged") > acquired)
+        bus.command("detector", "stop")
+        rows = every_frame_once(output, opened, bus.finished())
+        journals = [pd.read_csv(path) for path in (output / "journal").glob("*.csv")]
+        assert sum(map(len, journals)) > len(rows)  # frames were delivered and written twice
 
 
 # ---- a detector that hears strange things

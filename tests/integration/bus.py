@@ -26,7 +26,7 @@ from common.wire.messages import Command, Event, Goodbye, Register, Registered, 
 
 T = TypeVar("T")
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 120.0  # starting processes takes long where many do that at once
 
 _DETECTOR = "from detector_sim.detector import run_detector as run; arguments = ()"
 _WORKER = "from reconstructor.worker import run_worker as run; arguments = (sys.argv[2],)"
