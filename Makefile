@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install live test test-faults lint docs bench soak monitoring compose-test fuzz clean
+.PHONY: help install live test test-faults lint docs bench soak monitoring compose-test fuzz audit clean
 
 help:
 	@echo "make live    a whole compressive session on this machine, with the specimen simulator"
@@ -14,6 +14,7 @@ help:
 	@echo "make soak    MINUTES=20 of load, changes and kills, with plots and a verdict (docs/reliability.md)"
 	@echo "make monitoring  Grafana dashboards and the table of metrics, anew (docs/monitoring.md)"
 	@echo "make compose-test  a whole session in containers (docs/operations.md); needs a Docker engine"
+	@echo "make audit   what is known against the pinned versions, and their licences (docs/security.md)"
 	@echo "make fuzz    COUNT inputs to each decoder and file reader (docs/security.md); TARGETS chooses some"
 
 .venv/installed: pyproject.toml constraints.txt
@@ -61,6 +62,10 @@ TARGETS ?= messages codec codec-fields mrc tiff star cfx journal
 fuzz: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
 	for target in $(TARGETS); do nice $(BIN)/python -m tests.fuzz $$target --runs $(COUNT) || exit; done
+
+# 0: nothing is known against the pinned versions; 3: the database of advisories could not be asked
+audit: install
+	$(BIN)/python -m tests.audit
 
 clean:
 	rm -rf .venv output
