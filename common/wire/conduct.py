@@ -1,7 +1,8 @@
 """Who sends what cannot be read, how often, and who is therefore not listened to for a while.
 
 A peer now and then of another version is told so and forgotten. One that goes on is disconnected, and what it
-sends is dropped unread until it has had time to come to its senses: reading garbage costs the others.
+sends is dropped unread until it has had time to come to its senses: reading garbage costs the others. One
+that comes back under another name each time is known by where it comes from: its key, or else its address.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 OFFENCES_ALLOWED = 10  # within
+OFFENCES_ALLOWED_OF_AN_ORIGIN = 100  # by whatever names: others may come from the same place
 OFFENCE_SECONDS = 10.0  # a version mismatch offends once at each attempt to connect
 IGNORED_SECONDS = 30.0
 PEERS_KEPT = 1000  # one that changes its name at every message must not make this grow
@@ -24,9 +26,13 @@ class _Record:
 
 
 class Conduct:
-    """The bad record of the peers of one socket. Times are passed in: seconds of a monotonic clock."""
+    """The bad record of the peers of one socket. Times are passed in: seconds of a monotonic clock.
 
-    def __init__(self) -> None:
+    ``allowed``: offences of one of them within ``OFFENCE_SECONDS``, one less.
+    """
+
+    def __init__(self, allowed: int = OFFENCES_ALLOWED) -> None:
+        self._allowed = allowed
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
 
     def __bool__(self) -> bool:
@@ -42,7 +48,7 @@ class Conduct:
         if len(self._records) > PEERS_KEPT:
             self._records.popitem(last=False)
         record.offences += 1
-        if record.offences < OFFENCES_ALLOWED or now < record.ignored_until:
+        if record.offences < self._allowed or now < record.ignored_until:
             return False
         record.ignored_until = now + IGNORED_SECONDS
         return True

@@ -19,7 +19,8 @@ import numpy as np
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from common.wire.conduct import IGNORED_SECONDS, Conduct
+from common.protection import is_loopback
+from common.wire.conduct import IGNORED_SECONDS, OFFENCES_ALLOWED_OF_AN_ORIGIN, Conduct
 from common.wire.doorkeeper import Doorkeeper
 from common.wire.keys import Security, mark_of
 from common.wire.messages import (
@@ -32,6 +33,7 @@ from common.wire.messages import (
     encode,
     has_buffers,
 )
+from common.wire.unread import Unread
 from common.wire.waking import Pulse
 
 log = logging.getLogger(__name__)
@@ -147,6 +149,26 @@ def _disconnect(part: zmq.Frame) -> None:
                 connection.shutdown(sockets.SHUT_RDWR)
 
 
+def _descriptor(part: zmq.Frame) -> int:
+    """Of the connection that a part of a message came by; of no other use than to tell one from another."""
+    with contextlib.suppress(zmq.ZMQError, ValueError):
+        return int(part.get(zmq.SRCFD))
+    return -1
+
+
+def _origin(part: zmq.Frame) -> bytes:
+    """Where a message comes from, whatever its sender calls itself: its key, or else its address.
+
+    Nothing for those on this machine without a key: they are not told apart by that.
+    """
+    with contextlib.suppress(zmq.ZMQError):
+        return str(part.get("User-Id")).encode()
+    with contextlib.suppress(zmq.ZMQError):
+        address = str(part.get("Peer-Address"))
+        return b"" if is_loopback(address) else address.encode()
+    return b""
+
+
 def _explained(kind: zmq.Event, value: int, security: Security | None) -> str:
     """Why a handshake failed, and what to do; ZeroMQ lets us know no more."""
     if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH and security is not None:
@@ -176,6 +198,8 @@ class Link:
         Messages dropped unread, of peers that sent too many of those.
     endpoint : str
         The address really bound or connected to.
+    unread : Unread or None
+        Watches what peers send of messages that have not come to their end, where this is a bound TCP socket.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], *, large: bool, security: Security | None = None) -> None:
@@ -194,6 +218,9 @@ class Link:
         self.malformed = self.ignored = 0
         # a worker drops the whole connection instead (see its subscriber): it must not miss single blocks
         self._conduct = Conduct() if self._is_router or not large else None
+        self._origins = Conduct(OFFENCES_ALLOWED_OF_AN_ORIGIN) if self._is_router else None
+        self.unread: Unread | None = None
+        self._last: zmq.Frame | None = None  # part of the message received last
         self.endpoint = ""
         socket.setsockopt(zmq.LINGER, LINGER_MS)
         longest = LARGE_MESSAGE_BYTES if large else SMALL_MESSAGE_BYTES
@@ -235,6 +262,8 @@ class Link:
             link.close(0)
             raise
         link.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        if link.endpoint.startswith("tcp://"):
+            link.unread = Unread(int(link.endpoint.rpartition(":")[2]))
         return link
 
     @classmethod
@@ -418,6 +447,10 @@ class Link:
                 if len(parts) <= MAX_PARTS + 1:
                     parts.append(last)
             identity, key = parts.pop(0).bytes if self._is_router else b"", ""
+            if self._is_router:  # a worker's messages are large, and must not be kept
+                self._last = last
+            if self.unread is not None:
+                self.unread.took(_descriptor(last))
             if self._doorkeeper is not None:
                 member = self._doorkeeper.holder(last, identity)
                 if member is None:
@@ -430,9 +463,10 @@ class Link:
                         return None
                     continue
                 key = member.name
-            if self._conduct and self._conduct.ignores(identity, now := time.monotonic()):
+            if (self._conduct or self._origins) and (shut_out := self._shut_out(identity, last)):
                 self.ignored += 1
-                if self._conduct.to_disconnect(identity, now):
+                now = time.monotonic()
+                if shut_out[0].to_disconnect(shut_out[1], now):
                     _disconnect(last)
                 began = began or now
                 if now - began > IGNORED_A_TURN_SECONDS:
@@ -450,9 +484,24 @@ class Link:
         return None
 
     def offend(self, identity: bytes) -> bool:
-        """A peer sent what it should not, if readable; True if from now on it is not listened to."""
+        """A peer sent what it should not, if readable; True if from now on it is not listened to.
+
+        To be called before the next message is received.
+        """
         self.malformed += 1
-        return self._conduct is not None and self._conduct.offend(identity, time.monotonic())
+        now = time.monotonic()
+        origin = _origin(self._last) if self._last is not None else b""
+        by_origin = self._origins is not None and bool(origin) and self._origins.offend(origin, now)
+        return (self._conduct is not None and self._conduct.offend(identity, now)) or by_origin
+
+    def _shut_out(self, identity: bytes, part: zmq.Frame) -> tuple[Conduct, bytes] | None:
+        """Whose record it is by which a message is not listened to, if it is not."""
+        now = time.monotonic()
+        if self._conduct and self._conduct.ignores(identity, now):
+            return self._conduct, identity
+        if self._origins and self._origins.ignores(origin := _origin(part), now):
+            return self._origins, origin
+        return None
 
     def _unreadable(self, identity: bytes, reason: str, part: zmq.Frame) -> Received:
         shut_out = self.offend(identity)
@@ -462,6 +511,8 @@ class Link:
 
     def close(self, linger_ms: int = LINGER_MS) -> None:
         """Close after giving what is queued ``linger_ms`` to leave."""
+        if self.unread is not None:
+            self.unread.close()
         if self._doorkeeper is not None:
             self._doorkeeper.close()
         if self._monitor is not None:

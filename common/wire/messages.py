@@ -298,7 +298,7 @@ def has_buffers(message: Message, count: int) -> bool:
     """Whether so many payloads may follow the header."""
     if isinstance(message, Frames):
         return count == (1 if message.reference_payload is None else 2)
-    return True
+    return count == 0
 
 
 def _one_line(error: Exception) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -12,7 +15,15 @@ from typing import Any
 import pytest
 import zmq
 
-from common.wire.conduct import IGNORED_SECONDS, OFFENCE_SECONDS, OFFENCES_ALLOWED, PEERS_KEPT, Conduct
+from common.wire import unread
+from common.wire.conduct import (
+    IGNORED_SECONDS,
+    OFFENCE_SECONDS,
+    OFFENCES_ALLOWED,
+    OFFENCES_ALLOWED_OF_AN_ORIGIN,
+    PEERS_KEPT,
+    Conduct,
+)
 from common.wire.link import MESSAGES_A_TURN, SMALL_MESSAGE_BYTES, Link, Malformed
 from common.wire.messages import (
     Ack,
@@ -92,6 +103,15 @@ def test_a_connection_is_cut_once_a_second_at_most() -> None:
     ]  # fmt: skip
 
 
+def test_an_origin_is_allowed_more_than_one_name_but_not_any_number() -> None:
+    conduct = Conduct(OFFENCES_ALLOWED_OF_AN_ORIGIN)
+    for k in range(OFFENCES_ALLOWED_OF_AN_ORIGIN - 1):
+        assert not conduct.offend(b"10.0.0.7", 0.01 * k)
+    assert conduct.offend(b"10.0.0.7", 2.0)
+    assert conduct.ignores(b"10.0.0.7", 2.0 + 0.9 * IGNORED_SECONDS)
+    assert not conduct.ignores(b"10.0.0.8", 2.0)
+
+
 # ---- sockets ----------------------------------------------------------------------------------------
 
 
@@ -145,6 +165,112 @@ def test_a_flood_is_cut_off_and_received_in_turns(context: zmq.Context[Any]) -> 
     assert len(seen) == OFFENCES_ALLOWED
     assert [message.shut_out for message in seen] == [False] * (OFFENCES_ALLOWED - 1) + [True]
     assert router.malformed == OFFENCES_ALLOWED
+    router.close(0)
+
+
+def raw_peer(endpoint: str) -> socket.socket:
+    """A connection over which ZMTP 3.0 has been agreed on, by hand."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    peer = socket.create_connection((host, int(port)), timeout=DEADLINE_SECONDS)
+    mechanism = b"NULL".ljust(20, b"\0")
+    peer.sendall(b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + mechanism + bytes(32))
+    ready = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
+    peer.sendall(bytes((4, len(ready))) + ready)
+    return peer
+
+
+def endless(peer: socket.socket, part_bytes: int, most_bytes: int) -> int:
+    """Part after part of one message until the connection is cut, or so many bytes; how many they were."""
+    size = b"\x03" + struct.pack(">Q", part_bytes) if part_bytes > 255 else bytes((1, part_bytes))
+    chunk = (size + bytes(part_bytes)) * max(1, (1 << 20) // part_bytes)
+    sent = 0
+    try:
+        while sent < most_bytes:
+            peer.sendall(chunk)
+            sent += len(chunk)
+    except OSError:
+        pass
+    return sent
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
+@pytest.mark.parametrize("part_bytes", [65_536, 200])
+def test_a_message_without_an_end_is_cut_off(
+    context: zmq.Context[Any],
+    part_bytes: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever a peer sends of one message, the process holds a bounded share of it; others are served."""
+    bound = 8 << 20
+    monkeypatch.setattr(unread, "MOST_UNREAD_BYTES", bound)
+    router = Link.router(context, "tcp://127.0.0.1:*")
+    good = Link.dealer(context, router.endpoint, b"good", large=False)
+    awaited(good.connection_change, "a connection")
+    sizes: list[int] = []
+    with raw_peer(router.endpoint) as peer:
+        thread = threading.Thread(target=lambda: sizes.append(endless(peer, part_bytes, 2 << 30)))
+        thread.start()
+        heard = 0
+        while thread.is_alive():  # messages of ordinary size all the while
+            good.send(Heartbeat())
+            heard += sum(isinstance(received.message, Heartbeat) for received in router.turn())
+            thread.join(0.002)
+    assert bound <= sizes[0] < 2 << 30, "it is cut off"
+    assert heard > 5
+    assert router.malformed == 0
+    assert "a message without an end" in caplog.text
+    # the other one has sent more than that meanwhile or since, in messages that have an end
+    for _ in range(200):
+        good.send(Telemetry(component="detector", name="x", values={"a": "x" * 100_000}))
+        awaited(router.receive, "a message")
+    assert good.connection_change() is None
+    router.close(0)
+    good.close(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
+def test_many_who_begin_a_message_share_one_bound(
+    context: zmq.Context[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread, "MOST_UNREAD_OF_ALL_BYTES", 16 << 20)
+    router = Link.router(context, "tcp://127.0.0.1:*")
+    peers = [raw_peer(router.endpoint) for _ in range(6)]
+    assert router.unread is not None
+    for peer in peers:
+        endless(peer, 65_536, 4 << 20)
+    awaited(lambda: router.unread is not None and router.unread.cut_off >= 2, "some are cut off")
+    router.unread.look()
+    assert router.unread.cut_off < len(peers)
+    for peer in peers:
+        peer.close()
+    router.close(0)
+
+
+def test_a_new_name_at_every_connection_does_not_help_for_long(
+    context: zmq.Context[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.wire.link.is_loopback", lambda address: False)  # as if it came from elsewhere
+    router = Link.router(context, "tcp://127.0.0.1:*")
+    told = 0
+    for k in range(OFFENCES_ALLOWED_OF_AN_ORIGIN + 20):
+        peer = context.socket(zmq.DEALER)
+        peer.setsockopt(zmq.IDENTITY, b"name-%d" % k)
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.connect(router.endpoint)
+        peer.send(b"\xc1garbage")
+        before = router.ignored
+
+        def listen(before: int = before) -> bool:
+            nonlocal told
+            received = list(router.turn())
+            told += len(received)
+            return bool(received) or router.ignored > before
+
+        awaited(listen, "it is heard, or ignored")
+        peer.close(0)
+    assert told == OFFENCES_ALLOWED_OF_AN_ORIGIN
+    assert router.ignored == 20
     router.close(0)
 
 
