@@ -34,9 +34,12 @@ class Target(BaseModel):
     )
 
 
-def targets(own_address: str, components: Iterable[Component]) -> list[Target]:
-    """The control plane itself, and every component that serves metrics."""
-    found = [Target(targets=[own_address], labels={"component": "control", "name": "control"})]
+def targets(own_address: str, components: Iterable[Component], scheme: str = "http") -> list[Target]:
+    """The control plane itself, which ``scheme`` is for, and every component that serves metrics."""
+    own = {"component": "control", "name": "control"}
+    if scheme != "http":
+        own["__scheme__"] = scheme  # by which Prometheus asks
+    found = [Target(targets=[own_address], labels=own)]
     for component in components:
         address = component.details.get("metrics")
         if isinstance(address, str) and address:

@@ -53,4 +53,5 @@ async def monitoring_targets(request: Request, bus: TheBus) -> list[Target]:
     """
     host, port = request.url.hostname or "localhost", request.url.port
     port = port or (443 if request.url.scheme == "https" else 80)
-    return targets(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", bus.components)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return targets(address, bus.components, request.url.scheme)
