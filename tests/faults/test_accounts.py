@@ -1,4 +1,4 @@
-"""Accounts that do not balance: never so by what is tested elsewhere, so a mistake is put into the detector."""
+"""Accounts that do not balance. They always do, so a mistake is put into the detector."""
 
 from __future__ import annotations
 
