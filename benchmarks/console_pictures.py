@@ -2,11 +2,15 @@
 
 A real session of the specimen simulator on a narrow link, with its compression factor and its recovery
 changed in mid-run, photographed in headless Chromium: a laptop in the light and in the dark, the form, and a
-phone. Takes about two minutes.
+phone; then the sign-in page of a control plane with a token. Takes about two minutes.
+``--only sign-in`` takes that one alone.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -18,6 +22,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.console import FLAGS, installation, wait_until
+from services.supervisor import Supervisor
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 SESSION: dict[str, Any] = {
@@ -34,12 +39,20 @@ CHANGES: list[tuple[int, str, dict[str, Any]]] = [  # from about which frame on
 LAST_FRAME = 4200
 
 
-def run() -> int:
+def run(only: str | None = None) -> int:
     """Take the pictures."""
     chromium = shutil.which("chromium")
     if chromium is None:
         print("benchmarks.console_pictures: apt-get install chromium", file=sys.stderr)
         return 2
+    if only is None:
+        take_session(chromium)
+    take_sign_in(chromium)
+    return 0
+
+
+def take_session(chromium: str) -> None:
+    """Those of the console."""
     with tempfile.TemporaryDirectory() as name, installation(Path(name), 2) as (_, url):
         here = f"{url}/api/v1/sessions/current"
         httpx.post(f"{url}/api/v1/sessions", json=SESSION, timeout=120).raise_for_status()
@@ -64,7 +77,34 @@ def run() -> int:
             form = {"viewport": {"width": 1180, "height": 900}}
             take(browser, url, "console-form", open_form, color_scheme="light", **form)
             browser.close()
-    return 0
+
+
+def take_sign_in(chromium: str) -> None:
+    """That of the sign-in page."""
+    os.environ["CRYOFLUX_OPERATOR_TOKEN"] = secrets.token_urlsafe(32)
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
+        supervisor = Supervisor(
+            "127.0.0.1", 0, 1, logs_folder=Path(name), state=Path(name) / "state.sqlite", report=print
+        )
+        supervisor.control.start()
+        url = f"http://127.0.0.1:{supervisor.port}"
+        try:
+            wait_until(lambda: is_up(url), "the control plane is up")
+            browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+            page = browser.new_page(viewport={"width": 720, "height": 420}, color_scheme="light")
+            page.goto(url)
+            save(page, "sign-in")
+            browser.close()
+        finally:
+            supervisor.stop(5.0)
+
+
+def is_up(url: str) -> bool:
+    """Whether a control plane answers."""
+    try:
+        return httpx.get(f"{url}/healthz", timeout=5).is_success
+    except httpx.TransportError:
+        return False
 
 
 def open_form(page: Page) -> None:
@@ -84,6 +124,11 @@ def take(browser: Browser, url: str, name: str, before: Any = None, **options: A
     wait_until(lambda: queue.get_attribute("data-marks") == "2", "charts are drawn")
     if before is not None:
         before(page)
+    save(page, name)
+
+
+def save(page: Page, name: str) -> None:
+    """What the page shows, as a file."""
     path = FOLDER / f"{name}.png"
     page.screenshot(path=path)
     page.close()
@@ -93,4 +138,6 @@ def take(browser: Browser, url: str, name: str, before: Any = None, **options: A
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    parser = argparse.ArgumentParser(description="Pictures of the console for the documentation.")
+    parser.add_argument("--only", choices=["sign-in"], help="this one alone")
+    sys.exit(run(parser.parse_args().only))
