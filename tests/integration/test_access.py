@@ -141,8 +141,9 @@ def every_path() -> list[str]:
     """Of routes, of every static file, and some that nothing is behind."""
     console = [f"/console/{path.relative_to(FOLDER).as_posix()}" for path in FOLDER.rglob("*")]
     nothing = ["/none", "/api", "/api/v1", "/api/v2/sessions", "/docs", "/redoc", "/favicon.ico",
-               "/robots.txt", "/.well-known/security.txt", "/console/../app.py", "/healthz/", "/healthz/x", "//healthz",
-               "/healthz%2f..%2freadyz", "/api/v1/sessions/", "/api/v1/sessions/x/y/z"]  # fmt: skip
+               "/robots.txt", "/.well-known/security.txt", "/console/../app.py", "/healthz/", "/healthz/x",
+               "//healthz", "/healthz%2f..%2freadyz", "/api/v1/sessions/",
+               "/api/v1/sessions/x/y/z"]  # fmt: skip
     return sorted({*paths_of(routed().routes), *console, *nothing})
 
 
