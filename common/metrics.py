@@ -61,6 +61,8 @@ EVENT_KINDS = (
     "spool_failed",
     "spool_back",
     "spool_damaged",
+    "results_failed",
+    "results_back",
     "resumed",
     "archive",
     "archive_failed",

@@ -354,6 +354,8 @@ def _write_references(
         # one at a time: the references of a day's micrographs are more than memory holds
         shape = (len(frames), *first.shape)
         with mrcfile.new_mmap(path, shape=shape, mrc_mode=mode_from_dtype(first.dtype)) as stack:
+            with path.open("r+b") as file:  # on a full disk the system would kill who writes to a mapped file
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
             for slot, frame in enumerate(frames):
                 stack.data[slot] = _reference(whole, frame)
             stack.set_image_stack()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.disk import SmallDisk
-from tests.faults.verdict import balanced, every_frame_once, session
+from tests.faults.installation import CURRENT, OVER, Installation, eventually
+from tests.faults.verdict import balanced, completed, every_frame_once, session
 from tests.integration.bus import Bus
 
 pytestmark = pytest.mark.timeout(400)
@@ -71,3 +72,31 @@ def test_all_workers_see_a_full_disk_until_somebody_makes_room(tmp_path: Path) -
         assert counters["frames_acquired"] == 2500
         assert counters["idle_seconds"] == 0
         every_frame_once(disk.seen / "out", opened, counters)
+
+
+def test_a_disk_that_is_full_when_results_are_finalised_ends_the_session_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    with SmallDisk(tmp_path / "results", 48_000_000) as disk:
+        places = dict.fromkeys(("control", "worker-1"), disk.place)
+        with Installation(tmp_path, places=places) as house:
+            pattern = {"kind": "pattern", "shape": [256, 256]}
+            house.begin(source=pattern, camera={"rate": 50, "reference_every": 1})
+            house.reaches(60)
+            assert house.client.post(f"{CURRENT}/pause").status_code == 200
+            eventually(
+                lambda: (now := house.metrics()["frames"])["acquired"] == now["acknowledged"], "all are here"
+            )
+            disk.fill_but(1_000_000)
+            assert house.client.post(f"{CURRENT}/stop").status_code == 200
+            eventually(lambda: house.current()["state"] in OVER, "it ends")
+            assert "results not finalised" in house.current()["error"]
+            assert "No space left" in house.current()["error"]
+            frames = house.metrics()["frames"]
+            assert (frames["acquired"], frames["lost"]) == (frames["acknowledged"], 0)
+            disk.make_room()
+            house.begin()
+            house.goes_on()
+            view = house.finish()
+            assert house.processes["control"].poll() is None
+            completed({**view, "output": str(disk.seen / Path(view["output"]).name)})
