@@ -7,7 +7,7 @@ BIN := .venv/bin
 help:
 	@echo "make live    a whole compressive session on this machine, with the specimen simulator"
 	@echo "make test    lint, unit and integration tests"
-	@echo "make test-faults  processes killed, hung and cut off, disks full (docs/reliability.md)"
+	@echo "make test-faults  processes killed, hung and cut off, disks full (docs/reliability.md); COUNT times"
 	@echo "make lint    ruff and pyright"
 	@echo "make docs    the documentation as a site, in site/"
 	@echo "make bench   speed as ratios of the same run (docs/performance.md)"
@@ -31,9 +31,12 @@ live: install
 test: install lint
 	$(BIN)/python -m pytest tests
 
-# FAULTS='-m "not slow"' leaves out what waits for half a minute on purpose
+# COUNT=20 runs each so many times; FAULTS='-m "not slow"' leaves out what waits for half a minute on purpose
+PROCESSES ?= 2
+TALLY ?= output/faults.md
 test-faults: install
-	$(BIN)/python -m pytest tests/faults $(FAULTS)
+	$(BIN)/python -m pytest tests/faults -n $(PROCESSES) --dist worksteal --tally $(TALLY) \
+	  --count $(if $(filter file,$(origin COUNT)),1,$(COUNT)) $(FAULTS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ class _Runs:
 
 
 class _Tally:
-    """Adds up the runs of this session; rows of tests that it did not run stay as they are in the file."""
+    """Adds up the runs of this session; what else stands in the file stays as it is."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -61,17 +61,18 @@ class _Tally:
     def pytest_sessionfinish(self) -> None:
         """Write the table."""
         rows: dict[str, str] = {}
-        if self._path.exists():
-            for line in self._path.read_text().splitlines():
-                if found := _ROW.match(line):
-                    rows[found[1]] = line
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        for line in lines:
+            if found := _ROW.match(line):
+                rows[found[1]] = line
+        prose = [line for line in lines if not line.startswith("|")]
         for name, runs in self._runs.items():
             seconds = runs.seconds or [0.0]
             passed = max(0, len(runs.seconds) - runs.failed)
             figures = [passed, runs.failed, f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"]
             rows[name] = f"| `{name}` | {' | '.join(map(str, figures))} |"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("\n".join([*_HEAD, *(rows[name] for name in sorted(rows))]) + "\n")
+        self._path.write_text("\n".join([*prose, *_HEAD, *(rows[name] for name in sorted(rows))]) + "\n")
 
 
 def pytest_configure(config: pytest.Config) -> None:
