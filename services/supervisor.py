@@ -30,6 +30,10 @@ class GaveUp(RuntimeError):
     """A process died again and again; the message has its last words."""
 
 
+class WrongSetting(GaveUp):
+    """It ended because of its settings; starting it again would not put that right."""
+
+
 class Process:
     """One command, started again when it dies: after a growing pause, and at most a few times a minute.
 
@@ -116,7 +120,7 @@ class Process:
             return None
         self._process = None
         if code == WRONG_SETTING:
-            raise GaveUp(self.last_words())
+            raise WrongSetting(self.last_words())
         if len(self._restarts) == RESTARTS and now - self._restarts[0] < RESTART_WINDOW_SECONDS:
             raise GaveUp(f"{self.name} ended {RESTARTS + 1} times in a minute: {self.last_words()}")
         recent = sum(now - then < RESTART_WINDOW_SECONDS for then in self._restarts)
@@ -124,6 +128,16 @@ class Process:
         self._start_at = now + min(FIRST_PAUSE_SECONDS * 2**recent, LONGEST_PAUSE_SECONDS)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return f"{self.name} {how}: {self.last_words()}" if code > 0 else f"{self.name} {how}"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def rest(self, now: float) -> None:
+        """Start it again only after ``RESTART_WINDOW_SECONDS``, and then as if for the first time."""
+        self._restarts.clear()
+        self._start_at = now + RESTART_WINDOW_SECONDS
 
     def last_words(self) -> str:
         """The last line of its log."""
@@ -243,14 +257,27 @@ class Supervisor:
     def watch(self) -> None:
         """Look after everything once; to be called a few times a second.
 
+        A worker that dies again and again is left out for a while, as long as another one lives: what is
+        wrong with it (its GPU, its memory) need not be wrong with the others.
+
         Raises
         ------
         GaveUp
-            If a process dies again and again.
+            If another process dies again and again, or the last worker, or one's settings are wrong.
         """
         now = time.monotonic()
         for process in self.processes:
-            if happened := process.watch(now):
+            try:
+                happened = process.watch(now)
+            except WrongSetting:
+                raise
+            except GaveUp as error:
+                others = (worker for worker in self.workers if worker is not process)
+                if process not in self.workers or not any(worker.is_running for worker in others):
+                    raise
+                process.rest(now)
+                happened = f"{error}; it rests for {RESTART_WINDOW_SECONDS:g} s, the other workers go on"
+            if happened:
                 self._report(happened)
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:

@@ -3,12 +3,13 @@
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from services.supervisor import RESTART_WINDOW_SECONDS, RESTARTS, GaveUp, Process
+from services.supervisor import RESTART_WINDOW_SECONDS, RESTARTS, GaveUp, Process, Supervisor
 
 PATIENCE_SECONDS = 20.0
 
@@ -84,6 +85,68 @@ def test_a_process_that_dies_again_and_again_is_given_up_with_its_last_words(tmp
     ended(child)
     with pytest.raises(GaveUp, match="no memory"):
         child.watch(now)
+
+
+@pytest.fixture
+def two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Supervisor, list[str]]]:
+    """A supervisor of nothing but two workers; both live."""
+    told: list[str] = []
+    supervisor = Supervisor("127.0.0.1", 0, 2, logs_folder=tmp_path, report=told.append)
+    monkeypatch.setattr(Supervisor, "processes", property(lambda self: self.workers))
+    for worker in supervisor.workers:
+        worker._command = [sys.executable, "-c", "import time; time.sleep(600)"]
+        worker.start()
+    yield supervisor, told
+    supervisor.stop(0.0)
+
+
+def _crashes(worker: Process) -> None:
+    """From now on, whenever it is started."""
+    worker._command = [sys.executable, "-c", "import sys; print('no GPU'); sys.exit(1)"]
+    assert worker._process is not None
+    worker._process.kill()
+
+
+def test_a_worker_that_dies_again_and_again_rests_while_another_lives(
+    two_workers: tuple[Supervisor, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, told = two_workers
+    bad, good = supervisor.workers
+    clock = _Clock(monkeypatch)
+    _crashes(bad)
+    clock.watch_until(supervisor, bad, lambda: any("rests for 60 s" in line for line in told))
+    assert "no GPU" in told[-1]
+    assert told[-1].endswith("the other workers go on")
+    assert good.is_running
+    rested = len(told)
+    clock.now += RESTART_WINDOW_SECONDS - 1
+    supervisor.watch()
+    assert len(told) == rested
+    clock.now += 2
+    supervisor.watch()
+    assert told[-1] == "worker-1 started again"
+    _crashes(good)
+    with pytest.raises(GaveUp, match="no GPU"):
+        clock.watch_until(supervisor, good, lambda: False)
+
+
+class _Clock:
+    """In place of the supervisor's: moved on to when the next thing is due."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("services.supervisor.time.monotonic", lambda: self.now)
+
+    def watch_until(self, supervisor: Supervisor, dying: Process, ready: Callable[[], bool]) -> None:
+        for _ in range(10 * RESTARTS):
+            for worker in supervisor.workers:
+                if worker._process is not None and "exit" in worker._command[-1]:
+                    ended(worker)
+            supervisor.watch()
+            if ready():
+                return
+            self.now = max(self.now, dying._start_at)
+        raise AssertionError("it goes on and on")
 
 
 def test_deaths_long_ago_are_forgiven(tmp_path: Path) -> None:
