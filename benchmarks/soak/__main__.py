@@ -146,7 +146,8 @@ def _run(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float]:
     """The sessions of a phase, what was done to them, and when the phase ended."""
     if phase.name in LIMITED:
-        spec = _spec(SHAPE, "uint8", CameraSpec(rate=RATE), RecoverySpec(), link_mbit_per_s=LINK_MBIT_PER_S)
+        recovery = RecoverySpec(free_share=0.0)  # so that pixels come back exactly where there is no mask
+        spec = _spec(SHAPE, "uint8", CameraSpec(rate=RATE), recovery, link_mbit_per_s=LINK_MBIT_PER_S)
         session = installation.start(spec.model_dump(mode="json"))
         deeds = Deeds(installation, watch, session)
         deeds.do(phase)

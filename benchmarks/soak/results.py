@@ -19,9 +19,9 @@ AT_A_TIME_BYTES = 64 << 20
 def check(output: Path, source: PatternSource) -> dict[str, Any]:
     """What a finished session left, and what is wrong with it.
 
-    Each image is compared with the pattern's own frames: of those that were taken without a mask the number
-    is read back from the pixels; the others must be more like the noise field of their frame than like any
-    other (of frames so large that there is one field only, like that one).
+    Each image is compared with the pattern's own frames: it must be more like the noise field of its frame
+    than like any other (of frames so large that there is one field only, like that one). Where pixels come
+    back as they were, without a mask and a prior, the frame's number is read from them too.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def check(output: Path, source: PatternSource) -> dict[str, Any]:
         wrong.append(f"{account['accounts']['unaccounted']} frames are unaccounted for")
     if frames["lost"]:
         wrong.append(f"{frames['lost']} frames lost: {frames['lost_by_reason']}")
-    table = pd.read_csv(output / "frames.csv", usecols=["frame_id", "compression_factor"])
+    table = pd.read_csv(output / "frames.csv", usecols=["frame_id", "compression_factor", "method"])
     counts = table["frame_id"].value_counts()
     twice = counts[counts > 1].index.tolist()
     missing = sorted(set(range(frames["acquired"])) - set(counts.index))
@@ -79,8 +79,9 @@ def _look(output: Path, source: PatternSource, table: pd.DataFrame) -> tuple[int
     pattern = open_source(source)
     fields = _fields(pattern)
     told, misplaced = 0, list[int]()
-    factors = dict(zip(table["frame_id"], table["compression_factor"], strict=True))
-    ids = np.array(sorted(factors))
+    table = table.drop_duplicates("frame_id").sort_values("frame_id")
+    ids = table["frame_id"].to_numpy()
+    is_exact = ((table["compression_factor"] == 1) & (table["method"] == "minimum_norm")).to_numpy()
     with mrcfile.mmap(output / "recovered.mrcs") as stack:
         images = stack.data if stack.data.ndim == 3 else stack.data[None]
         for first in range(0, len(ids), count := max(1, AT_A_TIME_BYTES // images[0].nbytes)):
@@ -89,10 +90,9 @@ def _look(output: Path, source: PatternSource, table: pd.DataFrame) -> tuple[int
             alike = _normalised(chunk) @ fields.T  # (frames, fields), correlations
             own = chosen % len(fields)
             is_wrong = (alike.argmax(axis=1) != own) | (alike[np.arange(len(own)), own] < 0.05)
-            for k, frame in enumerate(chosen.tolist()):
-                if factors[frame] == 1:
-                    told += 1
-                    is_wrong[k] = frame_number(chunk[k].round()) != frame
+            for k in np.flatnonzero(is_exact[first : first + count]):
+                told += 1
+                is_wrong[k] |= frame_number(chunk[k].round()) != chosen[k]
             misplaced += chosen[is_wrong].tolist()
     return told, misplaced
 

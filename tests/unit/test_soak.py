@@ -79,8 +79,8 @@ def finished(folder: Path, **frames: int) -> Path:
     images = open_source(PATTERN).read(FRAMES).frames.astype(np.float32)
     with mrcfile.new(folder / "recovered.mrcs", images, overwrite=True) as stack:
         stack.set_image_stack()
-    rows = "".join(f"{frame},1.0\n" for frame in range(FRAMES))
-    (folder / "frames.csv").write_text(f"frame_id,compression_factor\n{rows}")
+    rows = "".join(f"{frame},1.0,minimum_norm\n" for frame in range(FRAMES))
+    (folder / "frames.csv").write_text(f"frame_id,compression_factor,method\n{rows}")
     counts = {"acquired": FRAMES, "recovered": FRAMES, "lost": 0, "delivered_twice": 0, **frames}
     account = {
         "session": "s",
@@ -118,6 +118,13 @@ def test_images_in_each_other_s_slots_are_found(tmp_path: Path, factor: str) -> 
     assert check(folder, PATTERN)["wrong"] == ["2 images are not those of their slots, such as 3"]
 
 
+def test_images_of_the_same_noise_in_each_other_s_slots_are_found_by_their_numbers(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    with mrcfile.mmap(folder / "recovered.mrcs", mode="r+") as stack:
+        stack.data[[3, 19]] = stack.data[[19, 3]]
+    assert check(folder, PATTERN)["wrong"] == ["2 images are not those of their slots, such as 3"]
+
+
 def test_a_slot_that_was_never_written_is_found(tmp_path: Path) -> None:
     folder = finished(tmp_path)
     with mrcfile.mmap(folder / "recovered.mrcs", mode="r+") as stack:
@@ -128,8 +135,12 @@ def test_a_slot_that_was_never_written_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "wrong"),
     [
-        ("\n7,1.0\n", "\n", "1 frames are not recovered, such as 7"),
-        ("\n7,1.0\n", "\n7,1.0\n7,1.0\n", "1 frames stand twice in frames.csv, such as 7"),
+        ("\n7,1.0,minimum_norm\n", "\n", "1 frames are not recovered, such as 7"),
+        (
+            "\n7,1.0,minimum_norm\n",
+            "\n7,1.0,dct\n7,1.0,dct\n",
+            "1 frames stand twice in frames.csv, such as 7",
+        ),
     ],
 )
 def test_frames_that_are_missing_or_double_are_found(
@@ -142,7 +153,7 @@ def test_frames_that_are_missing_or_double_are_found(
 
 def test_lost_frames_are_told(tmp_path: Path) -> None:
     table = finished(tmp_path, lost=1, recovered=FRAMES - 1) / "frames.csv"
-    table.write_text(table.read_text().replace("\n7,1.0\n", "\n"))
+    table.write_text(table.read_text().replace("\n7,1.0,minimum_norm\n", "\n"))
     assert check(tmp_path, PATTERN)["wrong"] == ["1 frames lost: {}"]
 
 
