@@ -32,6 +32,7 @@ class _Connection:
     inode: int
     messages: int = -1  # taken so far, as of the last look
     base: int = 0  # bytes received when a message was last taken
+    is_cut: bool = False  # and will be gone in a moment
 
 
 class Unread:
@@ -113,7 +114,7 @@ class Unread:
             # what was there at the first look belongs to no whole message yet
             known.base = received if known.messages >= 0 else 0
             known.messages = messages
-        return received - known.base
+        return 0 if known.is_cut else received - known.base
 
     def _is_ours(self, connection: sockets.socket) -> bool:
         if connection.family not in (sockets.AF_INET, sockets.AF_INET6):
@@ -127,6 +128,7 @@ class Unread:
         with contextlib.suppress(OSError), sockets.socket(fileno=os.dup(descriptor)) as connection:
             if os.fstat(connection.fileno()).st_ino != known.inode:
                 return
+            known.is_cut = True
             who = connection.getpeername()[0]
             connection.shutdown(sockets.SHUT_RDWR)
             self.cut_off += 1

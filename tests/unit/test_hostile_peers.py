@@ -176,6 +176,12 @@ def raw_peer(endpoint: str) -> socket.socket:
     peer.sendall(b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + mechanism + bytes(32))
     ready = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
     peer.sendall(bytes((4, len(ready))) + ready)
+    greeting = 64
+    answer = b""
+    while len(answer) < greeting + 2 or len(answer) < greeting + 2 + answer[greeting + 1]:
+        data = peer.recv(4096)
+        assert data, "the connection is closed"
+        answer += data
     return peer
 
 
@@ -184,6 +190,7 @@ def endless(peer: socket.socket, part_bytes: int, most_bytes: int) -> int:
     size = b"\x03" + struct.pack(">Q", part_bytes) if part_bytes > 255 else bytes((1, part_bytes))
     chunk = (size + bytes(part_bytes)) * max(1, (1 << 20) // part_bytes)
     sent = 0
+    peer.settimeout(2.0)  # a connection that is cut in full flow may just take nothing more
     try:
         while sent < most_bytes:
             peer.sendall(chunk)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.wire.link import Link, LinkLimit, Malformed, PeerGone, Received, as_bytes, wire_size
-from common.wire.messages import PROTOCOL_VERSION, Credit, Heartbeat, Hello, encode
+from common.wire.messages import PROTOCOL_VERSION, ArrayHeader, Frames, Heartbeat, Hello, encode
 from common.wire.waking import Bell, Pulse
 
 DEADLINE_MS = 10_000
@@ -98,13 +98,19 @@ def test_a_pulse_beats_once_an_interval() -> None:
 def test_header_and_payloads_arrive_as_they_were_sent(context: zmq.Context[Any]) -> None:
     router, dealer = _pair(context)
     payload = np.arange(100_000, dtype=np.float32).reshape(100, 1000)
-    sent = dealer.send(Credit(blocks=3), [payload, b"", b"small"])
+    message = Frames(
+        series="s", block=0, config_id="c", frame_ids=[7], acquired_at=[0.0], reference_ids=[7],
+        payload=ArrayHeader(shape=[1, 100, 1000], dtype="float32", coding="plain", values="float32"),
+        reference_payload=ArrayHeader(shape=[1, 5], dtype="uint8", coding="plain"),
+    )  # fmt: skip
+    sent = dealer.send(message, [payload, b"small"])
     received: Received = _await(router, router.receive)
     assert received.identity == b"worker-1"
-    assert received.message == Credit(blocks=3)
-    assert [bytes(buffer) for buffer in received.buffers] == [payload.tobytes(), b"", b"small"]
-    header = len(encode(Credit(blocks=3)))
-    assert sent == dealer.bytes_sent == header + 2 + payload.nbytes + 9 + 2 + len(b"small") + 2
+    assert received.message == message
+    assert [bytes(buffer) for buffer in received.buffers] == [payload.tobytes(), b"small"]
+    header = len(encode(message))
+    framing = (9 if header > 255 else 2) + 9 + 2
+    assert sent == dealer.bytes_sent == header + payload.nbytes + len(b"small") + framing
     router.send(Heartbeat(), to=received.identity)
     assert _await(dealer, dealer.receive).message == Heartbeat()
 
