@@ -6,6 +6,7 @@ import http.client
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +14,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from itsdangerous import TimestampSigner
 from playwright.sync_api import Browser, Page, Request, Route, expect
 
+from common.tokens import Role, Tokens
+from services.control_plane.routes.console import FOLDER
+from services.control_plane.sign_in import COOKIE, LASTS_SECONDS, cookie_of
 from tests.browser.conftest import Watched
 from tests.browser.installation import Installation
 from tests.browser.looking import PHONE, UNREACHABLE, WIDEST, no_gap_no_duplicate, until, violations
@@ -222,6 +227,48 @@ def test_changed_token_in_mid_run_leads_to_the_sign_in_and_back(
     expect(page.locator("#account-check")).to_have_text("adds up")
     page.remove_listener("request", note)
     guarded.change(**TOKENS)
+
+
+def test_sign_in_whose_time_is_up_leads_to_the_sign_in(
+    visits: Watched, guarded: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cookie that has twenty of its twelve hours' seconds left: the stream ends with it."""
+    begun = int(time.time()) - LASTS_SECONDS + 20
+    with monkeypatch.context() as past:
+        past.setattr(TimestampSigner, "get_timestamp", lambda signer: begun)
+        cookie = cookie_of(Tokens(OPERATOR, VIEWER), Role.OPERATOR)
+    context = visits.context()
+    context.add_cookies([{"name": COOKIE, "value": cookie, "url": guarded.url}])
+    page = visits.open(context=context)
+    page.locator("#pause-pictures").click()  # no picture is asked for: it is the stream that ends
+    expect(page.get_by_role("status").filter(has_text="The sign-in is over")).to_be_visible(timeout=60_000)
+    assert time.time() >= begun + LASTS_SECONDS
+    is_sign_in(page)
+
+
+def test_sign_in_page_that_does_not_come_is_not_asked_for_without_end(
+    visits: Watched, guarded: Installation
+) -> None:
+    """Something between keeps a copy of the console and gives it to everybody."""
+    page = visits.at()
+    sign_in(page, OPERATOR)
+    console_of(page, "operator")
+    copy = page.request.get(f"{guarded.url}/").text()
+    given: list[str] = []
+
+    def give(route: Route) -> None:
+        given.append(route.request.url)
+        route.fulfill(body=copy, content_type="text/html")
+
+    page.route(f"{guarded.url}/", give)
+    page.route(
+        "**/console/**",
+        lambda route: route.fulfill(path=FOLDER / route.request.url.partition("/console/")[2]),
+    )
+    page.context.clear_cookies()
+    expect(page.locator('[data-notice="signed-out"]')).to_contain_text("the sign-in page does not come")
+    expect(page.locator("#link")).to_have_text("signed out")
+    assert given == [f"{guarded.url}/"]  # once
 
 
 def test_form_is_as_it_was_left_when_a_sign_in_ends(visits: Watched, guarded: Installation) -> None:

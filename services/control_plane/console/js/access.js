@@ -7,6 +7,7 @@ const SIGN_IN = "sign-in";
 const SIGNED_OUT = "cryoflux-signed-out"; // what the sign-in page tells: expired
 const LEFT = "cryoflux-left"; // when the page was left for it last
 const SOON_MILLISECONDS = 10_000;
+const PATIENCE_MILLISECONDS = 20_000;
 
 /** Storage of this tab; without it there is nothing kept, and nothing fails. */
 export const tab = {
@@ -63,7 +64,7 @@ export class Access {
   async ask() {
     if (this.over) return false;
     try {
-      const answer = await request(api(SIGN_IN), { cache: "no-store", signal: AbortSignal.timeout(20_000) });
+      const answer = await request(api(SIGN_IN), { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MILLISECONDS) });
       this.#take(await answer.json());
     } catch (error) {
       if (!(error instanceof Problem)) throw error; // otherwise: asked again when the connection is back
@@ -90,7 +91,8 @@ export class Access {
       // a per cent sign that is one
     }
     const answer = await fetch(api(SIGN_IN), {
-      method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ token }), cache: "no-store",
+      method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ token }),
+      cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MILLISECONDS),
     }).catch(() => null);
     this.wrongToken = answer === null ? "could not be tried" : answer.ok ? ""
       : answer.status === 401 ? "is not known here" : `was refused (${answer.status})`;
@@ -99,7 +101,7 @@ export class Access {
   }
 
   async signOut() {
-    await request(api(SIGN_IN), { method: "DELETE", cache: "no-store", signal: AbortSignal.timeout(20_000) });
+    await request(api(SIGN_IN), { method: "DELETE", cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MILLISECONDS) });
     this.#leave(null);
   }
 

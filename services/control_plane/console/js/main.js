@@ -69,7 +69,7 @@ function partsText({ detector, workers }) {
 }
 
 function showAccess() {
-  const { needed, role, over } = access;
+  const { needed, role } = access;
   const viewer = needed && role === "viewer";
   by("who").hidden = by("sign-out").hidden = !needed;
   say(by("who"), role ?? "");
@@ -79,7 +79,10 @@ function showAccess() {
     mark(by(id), "title", viewer ? "a viewer cannot start a session" : null);
     mark(by(id), "aria-describedby", viewer ? "who" : null);
   }
-  if (over && access.stuck) mark(by("link"), "data-link", "lost");
+  if (access.stuck) {
+    mark(by("link"), "data-link", "lost");
+    say(by("link").lastElementChild, "signed out");
+  }
   needToken(needed);
   sayLinesAgain();
 }
