@@ -58,6 +58,7 @@ from reconstructor.writer import Results, ResultsWriter
 
 log = logging.getLogger(__name__)
 
+LAST_BATCH_SECONDS = 2.0  # that a worker which failed waits for the batch that is being recovered
 ANSWERED_SECONDS = 1.0  # that a frame recovered alone waits for the answer of the one before to be sent
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ROOM_SECONDS = 2.0  # between two attempts to write on a disk that was full
@@ -237,7 +238,9 @@ class Worker:
         self._ending.set()
         self._subscriber.leave()
         self._inbox.put(None)
-        if not self.failed:
+        if self.failed:
+            self._recovery_thread.join(LAST_BATCH_SECONDS)
+        else:
             self._recovery_thread.join()
             self._outbox.put(None)
             self._writer_thread.join()
@@ -246,6 +249,11 @@ class Worker:
         if not self.failed:
             self._control.leave()
         self._control.close()
+
+    @property
+    def computes(self) -> bool:
+        """Whether a batch is still being recovered, of a worker that failed meanwhile."""
+        return self._recovery_thread.is_alive()
 
     @property
     def failed(self) -> bool:
@@ -370,7 +378,7 @@ class Worker:
 
     def _recover(self) -> None:
         torch.set_num_threads(self._threads_of_torch)
-        while (received := self._next()) is not None:
+        while not self.failed and (received := self._next()) is not None:
             match received.message:
                 case Start() as start:
                     self._begin(start)
@@ -612,5 +620,8 @@ def run_worker(settings: Settings, name: str) -> int:
     context.term()
     if worker.failed:
         last_word(f"cryoflux reconstructor: {worker.error}")
-        return 2 if worker.is_not_protected else 1
+        code = 2 if worker.is_not_protected else 1
+        if worker.computes:  # torn down with the interpreter, it would abort the process, with another code
+            os._exit(code)
+        return code
     return 0
