@@ -32,6 +32,7 @@ from common.exposition import Exposition, registry_of
 from common.gpu import gpu_of
 from common.logs import about, last_word
 from common.protection import NotProtected
+from common.roots import NotAllowed, outputs_of
 from common.session import RecoverySpec
 from common.settings import Settings
 from common.tracing import Attributes, Tracing
@@ -176,9 +177,11 @@ class Worker:
         self._inbox: SimpleQueue[Received | None] = SimpleQueue()
         self._outbox: SimpleQueue[Callable[[], None] | Outcome | None] = SimpleQueue()
         self._waiting: deque[Received | None] = deque()
+        self._outputs = outputs_of(settings)
         self._writer: ResultsWriter | None = None
         self._results_error = ""  # why they cannot be written now
         self._ending = threading.Event()
+        self._refused = ""  # why nothing can be written where the series wants it
         self._tally = _Tally()
         self._measured = Measured()
         self._gpu = gpu_of(self._device)
@@ -545,12 +548,19 @@ class Worker:
     def _open(self, start: Start) -> None:
         if self._writer is not None:
             self._writer.close()
-            self._writer = None
-        self._writer = ResultsWriter(start, self._unique_name)
+        self._writer, self._refused = None, ""
+        try:
+            output = self._outputs.make_folder(start.output)
+        except NotAllowed as error:
+            self._refused = f"output: {error}"
+            log.error("%s", self._refused)
+            self._control.event("error", f"frames are rejected: {self._refused}")
+            return
+        self._writer = ResultsWriter(msgspec.structs.replace(start, output=str(output)), self._unique_name)
 
     def _configure(self, notice: ConfigurationNotice) -> None:
         if self._writer is None:
-            return  # it was told to end before the files could be made
+            return  # it must not write, or was told to end before the files could be made
         self._writer.configure(notice)
         configuration = notice.configuration
         self._measured.configuration(
@@ -559,6 +569,10 @@ class Worker:
 
     def _finish(self, outcomes: list[Outcome]) -> None:
         """Make results durable, then answer for their blocks."""
+        if self._refused:
+            for outcome in outcomes:
+                outcome.results = None
+                outcome.rejected = dict.fromkeys(wanted_frames(outcome.block), self._refused)
         group = [outcome.results for outcome in outcomes if outcome.results is not None]
         if group:
             seconds = 0.0
