@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -271,3 +275,60 @@ def test_an_archive_that_lies_about_its_sizes_is_refused(tmp_path: Path) -> None
     path.write_bytes(b"something else altogether")
     with pytest.raises(MalformedMessage, match="not an archive"):
         list(records(path))
+
+
+# ---- a disk that is full
+
+
+class _Disk:
+    """Takes so many bytes more and then none, as a full one does: it may take a part of what is written."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room = sys.maxsize
+        write, write_at = os.write, os.pwrite
+        monkeypatch.setattr(os, "writev", lambda file, parts: write(file, self._taken(b"".join(parts))))
+        monkeypatch.setattr(os, "pwrite", lambda file, data, at: write_at(file, self._taken(bytes(data)), at))
+
+    def _taken(self, data: bytes) -> bytes:
+        if data and not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = data[: self.room]
+        self.room -= len(taken)
+        return taken
+
+
+def test_what_a_full_disk_cut_short_is_written_again_and_nothing_is_torn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever in the files it was full."""
+    disk = _Disk(monkeypatch)
+    group = [_results([0, 1], references=[1]), _results([2])]
+
+    def written(output: Path, room: int) -> int:
+        """Write everything, each step again if the disk was full; the bytes that it took."""
+        disk.room = room
+
+        def again(step: Callable[[], Any]) -> Any:
+            try:
+                return step()
+            except OSError:
+                disk.room = sys.maxsize
+                return step()
+
+        writer = again(lambda: ResultsWriter(_start(output), "w"))
+        again(lambda: writer.configure(NOTICE))
+        again(lambda: writer.write(group))
+        writer.close()
+        return room - disk.room
+
+    rooms = written(tmp_path / "all", sys.maxsize)
+    for room in range(0, rooms, max(1, rooms // 30)):
+        output = tmp_path / str(room)
+        written(output, room)
+        assert len(list(records(archives(output)[0]))) == 4
+        summary = finalise(output, OPENED, {"frames_acquired": 3, "frames_lost": {}})
+        assert (summary.frames_recovered, summary.duplicates_dropped) == (3, 0)
+        for frame in range(3):
+            np.testing.assert_array_equal(read_recovered(output, frame), _image(frame))
+            np.testing.assert_array_equal(read_frame(output, frame)[1], _measurement(frame))
+        np.testing.assert_array_equal(read_reference(output, 1), _reference(1))
