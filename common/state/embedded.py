@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS telemetry (
 ) STRICT, WITHOUT ROWID;
 """
 
-CACHE_KB = 256  # what is written is hardly read; SQLite's own 2 MB fill so slowly that they look like a leak
+CACHE_KB = 128  # what is written is hardly read; SQLite's own 2 MB fill so slowly that they look like a leak
 
 PER_SESSION = ("configurations", "events", "telemetry")
 
