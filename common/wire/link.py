@@ -208,6 +208,7 @@ class Link:
         self._monitor: zmq.Socket[bytes] | None = None
         self._security = security
         self._more = CURVE_BYTES if security is not None else 0
+        self._identity = b""  # of a DEALER, without the mark of its key
         self._doorkeeper: Doorkeeper | None = None
         self._cutting = Pulse(CUT_SECONDS)
         self._is_connected = False
@@ -290,14 +291,13 @@ class Link:
         """
         socket = context.socket(zmq.DEALER)
         link = cls(socket, large=large, security=security)
-        if security is not None:
-            try:
-                identity += mark_of(security.keys.pair().public)
-                link._use_keys()
-            except OSError:
-                link.close(0)
-                raise
         socket.setsockopt(zmq.IDENTITY, identity)
+        link._identity = identity
+        try:
+            link._use_keys()
+        except OSError:
+            link.close(0)
+            raise
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
@@ -350,6 +350,7 @@ class Link:
             keys, plane = self._security
             pair = keys.pair()
             self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.public(plane.server))
+            self._socket.setsockopt(zmq.IDENTITY, self._identity + mark_of(pair.public))
             self._socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
             self._socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
 

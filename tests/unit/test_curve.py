@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import zmq
 from common.wire.conduct import OFFENCES_ALLOWED
 from common.wire.keys import CONTROL_BUS, DATA_PLANE, Keyring, Plane, Security, make_keys, mark_of
 from common.wire.link import SMALL_MESSAGE_BYTES, Link, Malformed, PeerGone, Received
-from common.wire.messages import Credit, Heartbeat, Hello, encode
+from common.wire.messages import ArrayHeader, Frames, Heartbeat, Hello, encode
 from tests.integration.recorder import Recorder
 
 T = TypeVar("T")
@@ -83,6 +84,24 @@ class Scene:
         self.until(tried, dealer)
 
 
+def block(size: int, reference: int | None = None) -> Frames:
+    """The header of one frame of so many bytes, and of one that is also sent whole."""
+
+    def array(size: int) -> ArrayHeader:
+        return ArrayHeader(shape=[1, size], dtype="uint8", coding="plain", bits=8)
+
+    return Frames(
+        series="s",
+        block=0,
+        config_id="a-configuration",
+        frame_ids=[7],
+        acquired_at=[0.0],
+        reference_ids=[] if reference is None else [7],
+        payload=array(size),
+        reference_payload=None if reference is None else array(reference),
+    )
+
+
 def port_of(link: Link) -> int:
     return int(link.endpoint.rpartition(":")[2])
 
@@ -106,10 +125,11 @@ def test_who_holds_a_key_is_let_in_and_known_by_it(scene: Scene) -> None:
     dealer, received = scene.joined(router)
     assert received.key == "node7"
     assert received.identity == NODE + mark_of(Keyring(scene.folder, "node7").pair().public)
-    router.send(Credit(blocks=3), [b"x" * 1_000_000, b"", b"small"], to=received.identity)
+    router.send(block(1_000_000, 5), [b"x" * 1_000_000, b"small"], to=received.identity)
     answer = scene.until(dealer.receive, dealer)
-    assert answer.message == Credit(blocks=3)
-    assert [bytes(buffer) for buffer in answer.buffers] == [b"x" * 1_000_000, b"", b"small"]
+    assert answer.message == block(1_000_000, 5)
+    assert [bytes(buffer) for buffer in answer.buffers] == [b"x" * 1_000_000, b"small"]
+    assert answer.key == ""
     assert router.turned_away == 0
     assert router.news() is None
 
@@ -118,7 +138,7 @@ def test_a_large_payload_goes_without_a_copy_of_ours_and_arrives_whole(scene: Sc
     router = scene.router()
     dealer, received = scene.joined(router)
     payload = memoryview(bytearray(os.urandom(1 << 20) * 64))
-    router.send(Heartbeat(), [payload], to=received.identity)
+    router.send(block(len(payload)), [payload], to=received.identity)
     answer = scene.until(dealer.receive, dealer)
     assert answer.buffers[0] == payload
 
@@ -134,10 +154,11 @@ def test_nothing_that_is_said_can_be_read_on_the_wire(scene: Scene, is_encrypted
         dealer.send(Hello(worker="a-name-to-look-for", host="h", pid=1))
         received = scene.until(router.receive, router)
         before = len(wire.back)
-        sent = router.send(Credit(blocks=77), [payload, b"tail-to-look-for"], to=received.identity)
+        frames = block(len(payload), 16)
+        sent = router.send(frames, [payload, b"tail-to-look-for"], to=received.identity)
         scene.until(dealer.receive, dealer)
         stream = bytes(wire.towards + wire.back)
-        known = (b"a-name-to-look-for", NODE, b"hello", b"credit", b"blocks", payload[1000:1016],
+        known = (b"a-name-to-look-for", NODE, b"hello", b"frames", b"config_id", payload[1000:1016],
                  payload[-16:], b"tail-to-look-for")  # fmt: skip
         assert [text in stream for text in known] == [not is_encrypted] * len(known)
         # what is counted is what goes over the wire, to the byte
@@ -179,6 +200,28 @@ def test_an_unknown_key_is_not_let_in_until_it_is_known(
     scene.until(dealer.connection_change, dealer)
     dealer.send(Heartbeat())
     assert scene.until(router.receive, router).key == "node7"
+
+
+def test_a_key_of_ones_own_that_is_exchanged_is_used_at_the_next_attempt(
+    scene: Scene, tmp_path: Path
+) -> None:
+    """A worker that was shut out gets a new key of the old name, and goes on without a restart."""
+    router = scene.router()
+    machine = tmp_path / "node7-keys"
+    shutil.copytree(scene.folder, machine)
+    (scene.folder / "node7.key").unlink()
+    dealer = scene.dealer(router, scene.keys("node7", folder=machine))
+    scene.stays_out(router, dealer)
+    for file in (machine / "node7.key", machine / "node7.key_secret"):
+        file.unlink()
+    make_keys(machine, ["node7"])
+    shutil.copy(machine / "node7.key", scene.folder)
+    scene.until(dealer.connection_change, dealer)
+    dealer.send(Heartbeat())
+    received = scene.until(router.receive, router)
+    assert (received.key, received.identity) == (
+        "node7", NODE + mark_of(Keyring(machine, "node7").pair().public),
+    )  # fmt: skip
 
 
 def test_who_loses_the_key_is_neither_heard_nor_spoken_to_and_cut_off(
@@ -385,7 +428,8 @@ def test_a_message_of_the_longest_allowed_length_passes_and_one_more_byte_does_n
     router = scene.router()
     dealer, _ = scene.joined(router)
     dealer._socket.send_multipart([encode(Heartbeat()), bytes(SMALL_MESSAGE_BYTES)])  # pyright: ignore
-    assert scene.until(router.receive, router).message == Heartbeat()
+    came = scene.until(router.receive, router).message
+    assert came == Malformed("frames with 1 payloads")  # it has none to have, but it came
     dealer._socket.send_multipart([encode(Heartbeat()), bytes(SMALL_MESSAGE_BYTES + 1)])  # pyright: ignore
     scene.until(lambda: dealer.connection_change() is False, dealer)
     assert router.receive() is None
