@@ -26,12 +26,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from common.archive import BrokenArchive
 from common.session import RecoverySpec
 from common.settings import SECRETS, Settings
 from common.wire.control import error_line
-from common.wire.messages import ConfigurationNotice, Start
+from common.wire.messages import MAX_FRAME_ID, ConfigurationNotice, Start
 from reconstructor.batches import Recoverer, RecoveryChoice
 from reconstructor.journal import read_journals
 from reconstructor.recorded import ArchiveRecording, FolderRecording, Recording, Unit
@@ -68,20 +69,46 @@ def recorded(source: Path) -> tuple[Recording, dict[str, Any]]:
     CannotRun
         In one line, if there is nothing that can be recovered.
     """
-    try:
-        if not source.exists():
-            raise WrongOption(f"{source}: no such folder or file")
-        if not source.is_dir():
-            archive = ArchiveRecording(source)
-            return archive, archive.account
-        account = json.loads((source / FILE).read_text())
-        return FolderRecording(source, account), account
-    except (OSError, json.JSONDecodeError) as error:
-        if source.is_dir():
+    if not source.exists():
+        raise WrongOption(f"{source}: no such folder or file")
+    account: Any = None
+    if source.is_dir():
+        try:
+            account = json.loads((source / FILE).read_text())
+        except (OSError, ValueError, RecursionError) as error:
             raise WrongOption(f"{source}: no finished session ({FILE} cannot be read)") from error
-        raise WrongOption(f"{source}: {error_line(error)}") from error
+        if not _is_account(account):
+            raise WrongOption(f"{source / FILE}: is not the account of a session")
+    try:
+        if account is not None:
+            return FolderRecording(source, account), account
+        archive = ArchiveRecording(source)
+        return archive, archive.account if _is_account(archive.account) else {}
     except BrokenArchive as error:
         raise WrongOption(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise WrongOption(f"{source}: {error_line(error)}") from error
+
+
+class _Frames(BaseModel):
+    acquired: int = Field(ge=0, le=MAX_FRAME_ID + 1)
+    lost_by_reason: dict[str, NonNegativeInt]
+
+
+class _Known(BaseModel):
+    """What a recovery takes over from ``session.json``, which somebody else may have written."""
+
+    frames: _Frames
+    configurations: list[dict[str, Any]]
+
+
+def _is_account(document: Any) -> bool:
+    try:
+        for known in _Known.model_validate(document).configurations:
+            ConfigurationFigures.model_validate({**known, "quality": {}})
+    except ValidationError:
+        return False
+    return True
 
 
 def recover_again(

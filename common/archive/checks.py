@@ -16,6 +16,7 @@ from common.wire.codec import INTEGER_DTYPES
 from common.wire.messages import MAX_ARRAY_BYTES, MalformedMessage, Start, decode, encode
 
 LARGEST_FRAME_PIXELS = 1 << 29
+MOST_SPARSE = 64  # times as many frames acquired as are there, and a million more
 LARGEST_ROW_BYTES = 1 << 18  # RELION columns of a frame
 LARGEST_CHUNK_VALUES = 1 << 22  # of several frames; a single one may have as many as it has pixels
 FRAME_DTYPES = frozenset((*INTEGER_DTYPES, "float16", "float32", "float64"))

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from common.archive.checks import one_line, row_dtype
+from common.archive.checks import MOST_SPARSE, one_line, row_dtype
 from common.archive.chunks import decode_chunk
 from common.archive.hdf5 import SIGNATURE, StoredChunk
 from common.archive.layout import ACQUIRED_AT, FRAME_ID, BrokenArchive, Index, PartIndex
@@ -261,10 +261,12 @@ class Archive:
         highest = int(every[-1]) + 1 if len(every) else 0
         is_damaged = self.damaged_at is not None or self.unreadable > 0
         if known is None:
+            self._require_dense(highest)
             self.frames_acquired = highest
             self.lost = _missing(every, highest, [], DAMAGED if is_damaged else CUT)
             return
         self.frames_acquired, lost = known
+        self._require_dense(self.frames_acquired)
         last = -1
         for given in lost:
             if not last < given.first <= given.last < self.frames_acquired:
@@ -279,6 +281,11 @@ class Archive:
                 f"{self.frames_acquired} frames acquired, but {self.frames} are there and {count} lost"
             )
         self.lost = lost if not missing else _missing(every, self.frames_acquired, lost, DAMAGED)
+
+    def _require_dense(self, acquired: int) -> None:
+        """Results have a slot for every frame that was acquired."""
+        if acquired > MOST_SPARSE * (self.frames + 1_000_000):
+            raise BrokenArchive(f"{acquired} frames acquired, of which {self.frames} are there")
 
     @property
     def message(self) -> str:

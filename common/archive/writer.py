@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from common.archive.checks import one_line
+from common.archive.checks import MOST_SPARSE, one_line
 from common.archive.chunks import decode_chunk, encode_chunk
 from common.archive.hdf5 import SIGNATURE, encode_tree, superblock
 from common.archive.layout import (
@@ -46,7 +46,6 @@ from common.wire.messages import MAX_FRAME_ID
 CHUNK_VALUES = 1 << 18
 CHUNK_FRAMES = 128
 CENTRE = 128  # where most values lie, so that they fit one byte
-MOST_SPARSE = 64  # times as many frame numbers as there are frames, where a writer goes on
 SMALLEST_VIEW_BYTES = 4 << 20  # HDF5's view is renewed when the file has grown by so much, and by half
 
 Metadata = Mapping[str, Sequence[Any]]

@@ -368,8 +368,9 @@ def write_archives_found(whole: bytes) -> None:
     forged("bomb", "frames", {}, (1, bomb))
     forged("bad-frame-number", "frames", {}, (1, encode_chunk(np.array([0, 1, 2**62]), 3)))
     forged("bad-balance", "ending", {"frames_acquired": 2**31 - 1})
-    lost = [{"first": 5, "last": 2**31 - 2, "reason": "gone"}]
-    forged("two-billion-lost", "ending", {"frames_acquired": 2**31 - 1, "lost": lost})
+    for name, acquired in (("bad-two-billion-lost", 2**31 - 1), ("sixty-million-lost", 60_000_000)):
+        lost = [{"first": 5, "last": acquired - 1, "reason": "gone"}]
+        forged(name, "ending", {"frames_acquired": acquired, "lost": lost})
 
 
 def record(message: Message, *buffers: bytes) -> bytes:

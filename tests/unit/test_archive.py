@@ -447,7 +447,9 @@ def spoil(path: Path, how: str) -> None:
         case "reference twice":
             records.insert(-2, reference)
         case "balance":
-            ending["frames_acquired"] = 10**9
+            ending["frames_acquired"] = 10**7
+        case "sparse":
+            ending["frames_acquired"] = 2**31 - 1
         case "losses overlap":
             ending["lost"].append({"first": 0, "last": 1, "reason": "?"})
         case "lost and there":
@@ -482,7 +484,8 @@ def spoil(path: Path, how: str) -> None:
         ("number", "a number beyond"),
         ("time", "a time that is no number"),
         ("reference twice", "twice"),
-        ("balance", "acquired"),
+        ("balance", "10000000 frames acquired, but"),
+        ("sparse", "2147483647 frames acquired, of which"),
         ("losses overlap", "overlap"),
         ("lost and there", "some are there"),
     ],
