@@ -57,7 +57,8 @@ def main(arguments: list[str]) -> int:
             print(f"soak: {error}", file=sys.stderr)
             return 2
         (output / "soak.json").write_text(json.dumps(document, separators=(",", ":")))
-    plots.draw(document, output)
+    if document["accounts"]:
+        plots.draw(document, output)
     found = list(findings(document))
     print(page.text(document))
     for finding in found:
@@ -107,8 +108,11 @@ def soak(minutes: float, seed: int, phases: list[str], output: Path, *, keep: bo
                 settings = {"window_bytes": str(WINDOW_BYTES)} if name == "limited" else {}
                 with Installation(folder / name, **settings) as installation:
                     watch.look_at(installation)
-                    for phase in part:
-                        _add(document, phase, installation, watch, keep=keep)
+                    try:
+                        for phase in part:
+                            _add(document, phase, installation, watch, keep=keep)
+                    except Unfit as error:  # what was seen up to here is told all the same
+                        document["errors"].append(str(error))
                     watch.look_at(None)
                     ended = _end(installation)
                 for key, lines in ended.items():
