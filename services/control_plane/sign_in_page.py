@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from functools import lru_cache
 from pathlib import Path
+
+from services.control_plane.headers import inline_hashes
 
 PAGE = Path(__file__).parent / "sign_in_page.html"
 MEDIA_TYPE = "text/html; charset=utf-8"
@@ -35,8 +34,8 @@ def sign_in_policy() -> str:
     return "; ".join(
         (
             "default-src 'none'",
-            f"script-src {_hashes('script', content)}",
-            f"style-src {_hashes('style', content)}",
+            f"script-src {inline_hashes('script', content)}",
+            f"style-src {inline_hashes('style', content)}",
             "img-src data:",  # its icon
             "connect-src 'self'",
             "base-uri 'none'",
@@ -49,9 +48,3 @@ def sign_in_policy() -> str:
 @lru_cache(maxsize=1)
 def _content() -> bytes:
     return PAGE.read_bytes()
-
-
-def _hashes(tag: str, content: bytes) -> str:
-    parts = re.findall(rf"<{tag}>(.*?)</{tag}>".encode(), content, re.DOTALL)
-    digests = (base64.b64encode(hashlib.sha256(part).digest()).decode() for part in parts)
-    return " ".join(f"'sha256-{digest}'" for digest in digests)
