@@ -530,7 +530,7 @@ class Worker:
                 if not self._results_error:
                     self._no_room(error)
             else:
-                if self._results_error:
+                if self._results_error and not self._ending.is_set():
                     self._results_error = ""
                     self._control.event("results_back", "there is room for the results again: worker goes on")
                     self._subscriber.rejoin()
