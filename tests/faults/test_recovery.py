@@ -16,6 +16,7 @@ import pytest
 
 from detector_sim.deaths import FATAL, FATAL_AFTER, SUSPECTED_AFTER
 from detector_sim.ledger import ATTEMPTS
+from tests.faults.installation import Installation
 from tests.faults.verdict import balanced, every_frame_once, session
 from tests.integration.bus import Bus, Place
 from tests.integration.test_live import PATIENCE_SECONDS, Live, eventually, table
@@ -252,3 +253,42 @@ def test_a_frame_that_fits_nowhere_is_lost_with_advice_and_the_worker_goes_on(tm
         assert "a smaller batch_pixels does not help" in reason
         every_frame_once(output, opened, counters, lost={reason})
         assert bus.processes["w"].poll() is None
+
+
+# ---- a results' folder that one worker cannot write
+
+
+_NOT_WRITABLE = """
+import os
+_open = os.open
+
+def _refusing(path, *arguments, **options):
+    if str(path).endswith("recovered.mrcs"):
+        raise PermissionError(13, "Permission denied", str(path))
+    return _open(path, *arguments, **options)
+
+os.open = _refusing
+"""
+
+
+def test_a_worker_that_cannot_write_ends_with_one_line_and_the_others_go_on(tmp_path: Path) -> None:
+    """As often as it is started again; frames that it was given go to others, and none is suspected."""
+    workers = ("worker-1", "worker-2")
+    with Installation(tmp_path, workers=workers, places={"worker-1": Place(code=_NOT_WRITABLE)}) as house:
+        house.begin()
+        for _ in range(3):
+            bad = house.processes["worker-1"]
+            assert bad.wait(PATIENCE_SECONDS) == 1
+            last = (tmp_path / "worker-1.log").read_text().strip().splitlines()[-1]
+            assert last.startswith("cryoflux reconstructor: ")
+            assert "recovered.mrcs" in last
+            assert "Permission denied" in last
+            house.start("worker-1")
+        house.goes_on()
+        assert any(
+            event["kind"] == "failed" and "Permission denied" in event["message"] for event in house.events()
+        )
+        assert "block_suspected" not in house.kinds()
+        assert house.finish()["state"] == "completed"
+        frames = house.metrics()["frames"]
+        assert frames["acknowledged"] == frames["acquired"] > 0
