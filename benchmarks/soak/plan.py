@@ -10,7 +10,7 @@ import numpy as np
 CHANGE_EVERY_SECONDS, STEADY_CHANGE_EVERY_SECONDS = 6.0, 12.0  # on average
 FAULT_EVERY_SECONDS = 9.0
 SAME_PROCESS_SECONDS = 14.0  # a supervisor gives a process up that ends more than five times in a minute
-TOUR_STEP_SECONDS = 2.5
+TOUR_STEP_SECONDS, OVERFLOW_SECONDS = 2.5, 15.0
 WARM_UP_SHARE = 0.3  # of the steady phase
 QUIET_END_SECONDS = 10.0  # the last fault is over before the session is stopped
 WORKERS = ("worker-1", "worker-2")
@@ -96,12 +96,18 @@ def plan(minutes: float, seed: int, phases: tuple[str, ...] = tuple(SHARES)) -> 
 
 
 def tour(seconds: float) -> list[Deed]:
-    """Every method behind every mask once, if there is time: after it all caches are as full as they get."""
+    """Every method behind every mask, and the window full twice, if there is time.
+
+    After it all caches are as full as they get, and memory kept for reuse is as much as is ever needed.
+    """
     deeds: list[Deed] = []
-    for mask in MASKS:
-        deeds.append(Deed(0.0, "acquisition", body=mask))
-        deeds += [Deed(0.0, "recovery", body={"method": method}) for method in METHODS]
-    deeds = [replace(deed, at=(1 + k) * TOUR_STEP_SECONDS) for k, deed in enumerate(deeds)]
+    at = 0.0
+    for mask in (*MASKS, MASKS[0], MASKS[1]):
+        for verb, body in (("acquisition", mask), *(("recovery", {"method": method}) for method in METHODS)):
+            at += TOUR_STEP_SECONDS
+            deeds.append(Deed(at, verb, body=body))
+        if mask is MASKS[0]:
+            at += OVERFLOW_SECONDS
     return deeds if deeds[-1].at < seconds else []
 
 
