@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from common.masking import masked
 from common.state.opening import open_store
 from common.state.store import StoreError
+from services.cli import _check_store
+from services.failure import CannotRun
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,11 @@ def test_an_address_that_cannot_be_used_is_told_without_its_password(address: st
         used()
     assert "s3cr3t" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_password_on_the_command_line_is_refused_and_not_repeated() -> None:
+    _check_store("state.sqlite")
+    _check_store("redis://db:6379/0")
+    with pytest.raises(CannotRun, match="set CRYOFLUX_STATE") as caught:
+        _check_store("redis://user:s3cr3t@db/0")
+    assert "s3cr3t" not in str(caught.value)

@@ -61,3 +61,25 @@ def test_workers_are_told_an_address_they_can_reach() -> None:
 def test_workers_share_the_cores() -> None:
     assert Settings.load(workers=1024).worker_threads == 1
     assert Settings.load(threads=3).worker_threads == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.toml", 'operater_token = "s3cr3t-s3cr3t-s3cr3t"\n'),
+        ("c.yaml", "operater_token: s3cr3t-s3cr3t-s3cr3t\n"),
+        ("c.yaml", "operator_token: s3cr3t-s3cr3t: s3cr3t\n"),
+        ("c.yaml", 'operator_token: "s3cr3t-s3cr3t-s3cr3t\n'),
+        ("c.toml", 'operator_token = "s3cr3t-s3cr3t-s3cr3t\n'),
+        ("c.toml", 'operator_token = "s3cr3t"\n'),
+    ],
+)
+def test_a_file_with_a_secret_that_cannot_be_read_is_told_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    monkeypatch.setenv("CRYOFLUX_CONFIG", str(tmp_path / name))
+    with pytest.raises(ValueError, match=r"operat|line|CRYOFLUX_CONFIG") as caught:
+        Settings.load()
+    assert "s3cr3t" not in str(caught.value)
+    assert "\n" not in str(caught.value)
