@@ -569,3 +569,24 @@ def test_no_archive_is_ever_shown_to_the_hdf5_library(
         assert archive.read_reference(0) is not None
     with pytest.raises(BrokenArchive, match="not an archive of CryoFlux"):
         Archive(tmp_path / "links.h5")
+
+
+def test_archives_whose_parts_are_not_numbered_are_read_up_to_damage(tmp_path: Path) -> None:
+    """As earlier versions wrote them. Behind damage a part may be missing, so none is taken for another."""
+    path = tmp_path / "a.h5"
+    every = filled(path)
+    head, records, tail = taken_apart(path.read_bytes())
+    for part in of_kind(records, "part"):
+        del part.header["number"]
+    whole = put_together(head, records, tail)
+    path.write_bytes(whole)
+    with Archive(path) as archive:
+        assert archive.frames == len(every)
+    damaged = bytearray(whole)
+    damaged[len(put_together(head, records[: records.index(of_kind(records, "part")[1])])) + 25] ^= 1
+    path.write_bytes(damaged)
+    with Archive(path) as archive:
+        assert len(archive.parts) == 1
+        rows = archive.parts[0].read(0, archive.parts[0].frames)
+        assert (rows.values == every[rows.frame_ids]).all()
+        assert archive.lost_by_reason[DAMAGED] == len(every) - archive.frames
