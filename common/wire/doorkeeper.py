@@ -93,12 +93,13 @@ class Doorkeeper:
 
     def holder(self, part: zmq.Frame, identity: bytes) -> Member | None:
         """Who sent a message; None: one whose key is not there any more, or who is not who it says."""
-        member = self._members.get(str(part.get("User-Id")))
+        member = self._members.get(_told(part, "User-Id"))
         if member is None:
-            self.tell(f"{part.get('Peer-Address')} was let in, but its key has been taken away since")
+            who = _told(part, "Peer-Address")
+            self.tell(f"{who} was let in, but its key has been taken away since")
             return None
         if not identity.endswith(member.mark):
-            who = f"{part.get('Peer-Address')} with the key {member.name}"
+            who = f"{_told(part, 'Peer-Address')} with the key {member.name}"
             self.tell(f"{who} pretends to be somebody else (identity {identity.hex()})")
             return None
         return member
@@ -130,19 +131,24 @@ class Doorkeeper:
         poller.register(self._asked, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
         self._bell.register(poller)
-        try:
-            while not self._closing:
+        while not self._closing:
+            try:
                 ready = dict(poller.poll(int(1000 * LOOKED_EVERY_SECONDS)))
                 self._members = self._keys.members()
                 if self._asked in ready:
                     self._answer(self._asked.recv_multipart())
                 if self._monitor in ready:
                     self._watch()
-        except Exception:
-            log.exception("%s: nobody is let in any more", self._plane.name)
-        finally:
-            self._asked.close(0)  # from now on ZeroMQ refuses everybody
-            self._monitor.close(0)
+            except zmq.ZMQError as error:
+                if error.errno in (zmq.ETERM, zmq.ENOTSOCK):  # the context ends without waiting for us
+                    break
+                log.exception("%s: somebody could not be let in", self._plane.name)
+            except (
+                Exception
+            ):  # were this thread to end, nobody would be let in, and ZeroMQ's would stand still
+                log.exception("%s: somebody could not be let in", self._plane.name)
+        self._asked.close(0)  # from now on ZeroMQ refuses everybody
+        self._monitor.close(0)
 
     def _answer(self, parts: list[bytes]) -> None:
         """One request of ZAP: version, number, domain, address, identity, mechanism, credentials."""
@@ -180,10 +186,19 @@ class Doorkeeper:
                     return
 
 
+def _told(part: zmq.Frame, name: str) -> str:
+    """What ZeroMQ knows of a message's sender; of one on the same machine it may know no address."""
+    try:
+        return str(part.get(name))
+    except zmq.ZMQError:
+        return "somebody"
+
+
 def _address(descriptor: int) -> str:
     """Where a connection comes from; of one that is closed already nobody knows."""
     with contextlib.suppress(OSError), sockets.socket(fileno=os.dup(descriptor)) as connection:
-        return str(connection.getpeername()[0])
+        if connection.family in (sockets.AF_INET, sockets.AF_INET6):
+            return str(connection.getpeername()[0])
     return "somebody"
 
 

@@ -145,7 +145,8 @@ def _disconnect(part: zmq.Frame) -> None:
         if descriptor < 0:
             return
         with sockets.socket(fileno=os.dup(descriptor)) as connection:
-            if str(connection.getpeername()[0]) == part.get("Peer-Address"):
+            is_remote = connection.family != sockets.AF_UNIX  # one on this machine is only not listened to
+            if is_remote and str(connection.getpeername()[0]) == part.get("Peer-Address"):
                 connection.shutdown(sockets.SHUT_RDWR)
 
 

@@ -166,6 +166,29 @@ def test_nothing_that_is_said_can_be_read_on_the_wire(scene: Scene, is_encrypted
         assert len(wire.back) - before == sent
 
 
+def test_keys_hold_on_local_sockets_too(
+    scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There a connection has no address, and ZeroMQ makes one up."""
+    endpoint = f"ipc://{tmp_path}/plane"
+    router = Link.router(scene.context, endpoint, scene.keys("detector"))
+    dealer = Link.dealer(scene.others, endpoint, NODE, security=scene.keys("node7"))
+    scene.links += [router, dealer]
+    scene.until(dealer.connection_change, dealer)
+    dealer.send(Heartbeat())
+    assert scene.until(router.receive, router).key == "node7"
+    (scene.folder / "node7.key").unlink()
+
+    def is_ignored() -> bool:
+        dealer.connection_change()
+        dealer.send(Heartbeat())
+        router.receive()
+        return router.ignored > 0
+
+    scene.until(is_ignored)
+    assert "was let in, but its key has been taken away since" in caplog.text
+
+
 def test_a_restarted_end_is_found_again(scene: Scene) -> None:
     router = scene.router()
     dealer, _ = scene.joined(router)
