@@ -345,7 +345,7 @@ def session() -> dashboard.Dashboard:
                 unit=FRAMES,
                 bars=True,
                 stacked=True,
-                width=8,
+                width=12,
             )
         )
         .with_panel(
@@ -361,7 +361,7 @@ def session() -> dashboard.Dashboard:
                 Query(f"sum(rate(cryoflux_camera_idle_seconds_total{RATE}))", "camera waits", colour("red")),
                 unit=SHARE,
                 most=1,
-                width=8,
+                width=12,
             )
         )
         .with_panel(

@@ -144,7 +144,7 @@ def workers() -> dashboard.Dashboard:
                 "Frames recovered together, mean by worker. Larger batches use a GPU better.",
                 Query(mean("cryoflux_batch_frames"), "{{name}}"),
                 unit=FRAMES,
-                width=8,
+                width=12,
             )
         )
         .with_panel(
@@ -159,7 +159,7 @@ def workers() -> dashboard.Dashboard:
                     DASHED,
                 ),
                 unit="short",
-                width=8,
+                width=12,
             )
         )
         .with_panel(
@@ -176,7 +176,7 @@ def workers() -> dashboard.Dashboard:
                     for q, name in ((0.5, "median"), (0.95, "95 %"))
                 ),
                 unit=SECONDS,
-                width=8,
+                width=12,
             )
         )
         .with_panel(
@@ -189,7 +189,7 @@ def workers() -> dashboard.Dashboard:
                     "{{name}}",
                 ),
                 unit=SECONDS,
-                width=8,
+                width=12,
             )
         )
         .with_panel(
