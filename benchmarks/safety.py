@@ -349,10 +349,10 @@ def _work(orders: Connection, variant: Variant) -> None:
     wanted = written = 0
     finish = Subscriber.finish
 
-    def counted(subscriber: Subscriber, answers: list[Message]) -> None:
+    def counted(subscriber: Subscriber, answers: list[Message], **more: Any) -> None:
         nonlocal written
         written += sum(len(answer.frame_ids) for answer in answers if isinstance(answer, Ack))
-        finish(subscriber, answers if variant.acknowledges else [])
+        finish(subscriber, answers if variant.acknowledges else [], **more)
         if written == wanted:
             orders.send("written")
 
