@@ -247,8 +247,8 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     """Whether a session can be started and will be kept.
 
-    *degraded*: sessions run, but the state store cannot be written, so a restart of the control plane would
-    forget them.
+    *degraded*: sessions run, but the state store cannot be written (a restart of the control plane would
+    forget them), nor the detector's spool or a worker's results, or the accounts of frames do not balance.
     """
 
     status: Literal["ready", "degraded", "not ready"]
