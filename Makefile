@@ -28,11 +28,12 @@ install: .venv/installed
 live: install
 	$(BIN)/cryoflux live --frames 600 --rate 20 --change 300=4 --output output/live --overwrite
 
+# PROCESSES at a time: most tests of processes wait most of their time
+PROCESSES ?= 2
 test: install lint
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n $(PROCESSES) --dist loadfile
 
 # COUNT=20 runs each so many times; FAULTS='-m "not slow"' leaves out what waits for half a minute on purpose
-PROCESSES ?= 2
 TALLY ?= output/faults.md
 test-faults: install
 	$(BIN)/python -m pytest tests/faults -n $(PROCESSES) --dist worksteal --tally $(TALLY) \
@@ -61,7 +62,7 @@ compose-test:
 	$(PYTHON) -m tests.compose $(COMPOSE_TEST)
 
 COUNT ?= 100000
-TARGETS ?= messages codec codec-fields mrc tiff star cfx journal
+TARGETS ?= messages codec codec-fields mrc tiff star cfx journal archive
 fuzz: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
 	for target in $(TARGETS); do nice $(BIN)/python -m tests.fuzz $$target --runs $(COUNT) || exit; done
