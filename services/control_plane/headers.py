@@ -20,7 +20,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
-HTTPS_ONLY = {"Strict-Transport-Security": "max-age=31536000"}
 
 
 class SecurityHeaders:
@@ -34,12 +33,11 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        wanted = HEADERS | HTTPS_ONLY if scope["scheme"] == "https" else HEADERS
 
         async def add(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in wanted.items():
+                for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 # what has a tag is asked for again each time; nothing else is kept anywhere
                 headers.setdefault("Cache-Control", "no-cache" if "etag" in headers else "no-store")

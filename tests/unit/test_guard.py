@@ -515,7 +515,7 @@ def test_every_answer_has_the_headers_that_bind_browsers(scheme: str) -> None:
         assert "default-src 'none'" in policy or "default-src 'self'" in policy
         assert "access-control-allow-origin" not in headers
         assert headers["cache-control"] in ("no-store", "no-cache")
-        assert ("strict-transport-security" in headers) is (scheme == "https")
+        assert "strict-transport-security" not in headers
 
 
 def test_the_page_to_try_calls_out_has_a_policy_for_its_own_script() -> None:
