@@ -13,7 +13,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -277,7 +277,8 @@ class Roots:
                     if missing == "keep":
                         yield _Reached(here, name, Path(root.folder, *names, name, *pending))
                         return
-                    os.mkdir(name, dir_fd=here)
+                    with suppress(FileExistsError):  # another process has just made it
+                        os.mkdir(name, dir_fd=here)
                     status = os.stat(name, dir_fd=here, follow_symlinks=False)
                 if stat.S_ISLNK(status.st_mode):
                     links += 1

@@ -28,6 +28,13 @@ def pytest_configure() -> None:
     os.environ["CRYOFLUX_SPOOL"] = tempfile.mkdtemp(prefix="cryoflux-spool-")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Schemathesis gives all operations of a test one id, of which pytest-xdist would run the first alone."""
+    for item in items:
+        if item.parent is not None and item.nodeid == f"{item.parent.nodeid}::{item.name.partition('[')[0]}":
+            item._nodeid = f"{item.parent.nodeid}::{item.name}"
+
+
 @pytest.fixture(autouse=True)
 def _own_spool(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRYOFLUX_SPOOL", str(tmp_path_factory.getbasetemp() / f"spool-{uuid.uuid4().hex}"))

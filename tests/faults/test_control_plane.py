@@ -50,7 +50,7 @@ def test_a_control_plane_cut_off_from_all_others_finds_them_again(tmp_path: Path
             house.goes_on()
             for name in places:
                 network.cut(HERE, name)
-            house.becomes("not ready")
+            eventually(lambda: not house.ready()["detector"], "the detector is missed")
             refused = house.client.post(f"{CURRENT}/pause")
             assert refused.status_code == 503, refused.text
             house.frames_flow()

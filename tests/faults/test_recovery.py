@@ -33,11 +33,17 @@ from reconstructor.recovery import Recovery
 
 _recover = Recovery.__call__
 
+def _die(how):
+    os.kill(os.getpid(), how)
+    while True:  # the signal may reach another thread first: this one must not finish what it was at
+        signal.pause()
+
 def _spoilt(self, y):
     recovered = _recover(self, y)
     numbers = [frame_number(image) for image in recovered.images.round().numpy()]
     {what}
     return recovered
+
 
 Recovery.__call__ = _spoilt
 """
@@ -98,7 +104,7 @@ def test_a_frame_that_kills_its_workers_is_lost_and_those_beside_it_are_recovere
     tmp_path: Path, death: str
 ) -> None:
     output = tmp_path / "out"
-    place = _where(f"if {POISON} in numbers: os.kill(os.getpid(), signal.{death})")
+    place = _where(f"if {POISON} in numbers: _die(signal.{death})")
     with Bus(tmp_path, block_bytes=20_000, **PATIENT) as bus:
         bus.detector()
         workers = {"only": place}
@@ -128,7 +134,7 @@ def test_a_frame_that_kills_its_workers_is_lost_and_those_beside_it_are_recovere
 
 def test_a_frame_that_kills_one_kind_of_worker_is_recovered_by_another(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    place = _where(f"if {POISON} in numbers: os.kill(os.getpid(), signal.SIGKILL)")
+    place = _where(f"if {POISON} in numbers: _die(signal.SIGKILL)")
     with Bus(tmp_path, block_bytes=20_000, **PATIENT) as bus:
         bus.detector()
         bus.worker("frail", place)

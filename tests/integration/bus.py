@@ -192,7 +192,7 @@ class Bus:
                 self._send(name, Command(request=f"attach {name}", verb="attach", arguments=arguments))
 
     def _send(self, name: str, message: Registered | Command) -> None:
-        with contextlib.suppress(PeerGone):  # it just ended
+        with contextlib.suppress(PeerGone, KeyError):  # it just ended, or another in its place begins
             self.link.send(message, to=self.identities[name])
 
     def ask(self, name: str, verb: str, **arguments: Any) -> Reply:

@@ -336,7 +336,7 @@ def test_one_detector_serves_one_session_after_another(tmp_path: Path) -> None:
             "detector", "open", session="again", spec=_spec(tmp_path / "out1").model_dump(mode="json")
         )
         assert refused.error_kind == "invalid"
-        assert "already holds the results" in refused.error
+        assert "already holds recovered.mrcs" in refused.error
 
 
 def test_a_full_window_makes_the_camera_wait_and_counts_it(tmp_path: Path) -> None:

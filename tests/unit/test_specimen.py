@@ -433,7 +433,7 @@ def test_impossible_specimen_is_refused_in_one_line(changes: dict, message: str)
     [
         ("a.pdb", b"not a model\n", "no atoms"),
         ("a.cif", b"not a model\n", "not a PDB or mmCIF"),
-        ("a.mrc", b"not a map", "not an MRC map"),
+        ("a.mrc", b"not a map", "not an MRC file"),
     ],
 )
 def test_unreadable_structure_is_refused_in_one_line(tmp_path: Path, name: str, content: bytes, message: str):
