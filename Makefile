@@ -29,7 +29,7 @@ live: install
 	$(BIN)/cryoflux live --frames 600 --rate 20 --change 300=4 --output output/live --overwrite
 
 # PROCESSES at a time: most tests of processes wait most of their time
-PROCESSES ?= 2
+PROCESSES ?= 3
 test: install lint
 	$(BIN)/python -m pytest tests -n $(PROCESSES) --dist loadfile
 

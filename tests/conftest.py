@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from _pytest.nodeid import coerce_node_id
 
 
 def program(name: str, package: str) -> str:
@@ -32,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Schemathesis gives all operations of a test one id, of which pytest-xdist would run the first alone."""
     for item in items:
         if item.parent is not None and item.nodeid == f"{item.parent.nodeid}::{item.name.partition('[')[0]}":
-            item._nodeid = f"{item.parent.nodeid}::{item.name}"
+            item._id = coerce_node_id(f"{item.parent.nodeid}::{item.name}")
 
 
 @pytest.fixture(autouse=True)
