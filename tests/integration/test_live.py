@@ -375,6 +375,8 @@ def test_killed_processes_are_started_again_and_no_frame_is_lost(tmp_path: Path)
         live.child("control").kill()
         after = live.reaches(live_frames := 500)
         assert after["frames"]["acquired"] >= live_frames
+        ready = live.client.base_url.copy_with(path="/readyz")  # the new control plane has found all others
+        eventually(lambda: live.client.get(ready).status_code == 200, "all are heard again", live.process)
         changed = live.patch("acquisition", {"compression_factor": 4})
         assert changed["compression_factor"] == 4
         account = live.end()

@@ -179,7 +179,7 @@ def provoke(client: httpx.Client) -> None:
     client.cookies.clear()
 
 
-@pytest.mark.parametrize("log_format", ["human", "json"])
+@pytest.mark.parametrize("log_format", [pytest.param("human", marks=pytest.mark.slow), "json"])
 def test_no_secret_is_found_anywhere(tmp_path: Path, log_format: str) -> None:
     seen, keys, archive = tmp_path / "seen", tmp_path / "keys", tmp_path / "seen" / "session.h5"
     seen.mkdir()
