@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from common.metrics import build_info
 from common.protection import NotProtected, is_loopback
-from common.tokens import FAILED_SECONDS, HINT, Tokens, bearer
+from common.tokens import CHALLENGE, FAILED_SECONDS, HINT, Tokens, bearer
 
 if TYPE_CHECKING:
     from common.settings import Settings
@@ -102,9 +102,8 @@ class Exposition:
         where = f"cannot serve {PATH} on {host}:{port}"
         if not (self._tokens or unprotected or is_loopback(host)):
             raise NotProtected(
-                None,
                 f"{where}: other machines can reach it: set CRYOFLUX_OPERATOR_TOKEN ({HINT}), or name "
-                "'metrics' in CRYOFLUX_UNPROTECTED",
+                "'metrics' in CRYOFLUX_UNPROTECTED"
             )
         try:
             family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -128,7 +127,7 @@ class Exposition:
         try:
             tokens = Tokens.of(settings)
         except ValueError as error:
-            raise NotProtected(None, str(error)) from error
+            raise NotProtected(str(error)) from error
         unprotected = "metrics" in settings.unprotected
         return cls(settings.metrics_host, settings.metrics_port, tokens, unprotected=unprotected)
 
@@ -161,7 +160,7 @@ class Exposition:
                 metrics({**environ, "REQUEST_METHOD": "GET", "PATH_INFO": PATH}, _nothing)
                 return say("200 OK", "alive")
             if not self._lets_in(environ):
-                asking = ("WWW-Authenticate", 'Bearer realm="cryoflux"')
+                asking = ("WWW-Authenticate", CHALLENGE)
                 return say("401 Unauthorized", "a token is needed: Authorization: Bearer TOKEN", asking)
             if path != PATH:
                 return say("404 Not Found", f"there is only {PATH}")

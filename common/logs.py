@@ -85,6 +85,4 @@ class _JsonLines(JsonFormatter):
 def _unhandled(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt | SystemExit):
         return
-    logging.getLogger("cryoflux").critical(
-        "%s: %s", kind.__name__, error, exc_info=(kind, error, trace)
-    )
+    logging.getLogger("cryoflux").critical("%s: %s", kind.__name__, error, exc_info=(kind, error, trace))

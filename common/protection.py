@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 
 LOCAL_TRANSPORTS = ("ipc://", "inproc://")
@@ -9,6 +10,9 @@ LOCAL_TRANSPORTS = ("ipc://", "inproc://")
 
 class NotProtected(OSError):
     """Something would be reachable from other machines without what protects it; one line says what to do."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(errno.EACCES, line)
 
 
 def is_loopback(host: str) -> bool:

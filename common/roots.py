@@ -90,9 +90,7 @@ class Roots:
         NotAllowed
             If it lies elsewhere, goes back by ``..``, or is relative.
         """
-        text = os.fspath(path)
-        if "\0" in text:
-            raise NotAllowed(f"{text!r:.200}: no path: it holds a zero byte")
+        text = _text(path)
         if text == "~" or text.startswith("~"):
             raise NotAllowed(f"{text!r:.200}: ~ stands for nobody's folder here; write the path out")
         if self._places is None:
@@ -229,9 +227,7 @@ class Roots:
         self, path: str | Path, missing: Literal["refuse", "keep", "make"] = "refuse"
     ) -> Generator[_Reached]:
         """Walk to what a path names."""
-        text = os.fspath(path)
-        if "\0" in text:
-            raise NotAllowed(f"{text!r:.200}: no path: it holds a zero byte")
+        text = _text(path)
         if not text.startswith("/"):
             if self.limited:
                 raise self._outside(path)
@@ -299,6 +295,13 @@ class Roots:
             yield _Reached(folders[-1], ".", Path(root.folder, *names))
 
 
+def _text(path: str | Path) -> str:
+    text = os.fspath(path)
+    if "\0" in text:
+        raise NotAllowed(f"{text!r:.200}: no path: it holds a zero byte")
+    return text
+
+
 ANYWHERE = Roots(None)
 
 
@@ -316,7 +319,7 @@ def outputs_of(settings: Settings) -> Roots:
 
 def _exposed(settings: Settings) -> bool:
     """Whether others than users of this machine may ask for paths."""
-    return not is_loopback(settings.http_published or settings.http_host)
+    return not is_loopback(settings.http_reached)
 
 
 class _Plain(io.FileIO):

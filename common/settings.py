@@ -47,9 +47,7 @@ def _given(value: Any) -> Any:
     return None if value == "" else value
 
 
-Token = Annotated[
-    Annotated[SecretStr, Field(min_length=TOKEN_LENGTH)] | None, BeforeValidator(_given)
-]
+Token = Annotated[Annotated[SecretStr, Field(min_length=TOKEN_LENGTH)] | None, BeforeValidator(_given)]
 Folders = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Unprotected = Annotated[tuple[Literal["metrics", "planes"], ...], NoDecode, BeforeValidator(_listed)]
 
@@ -232,6 +230,11 @@ class Settings(BaseSettings):
         origins.update(dict.fromkeys(secrets() if secrets is not None else {}, "secret"))
         origins.update(dict.fromkeys(EnvSettingsSource(cls)(), "environment"))
         return origins
+
+    @property
+    def http_reached(self) -> str:
+        """The host under which REST is really reached."""
+        return self.http_published or self.http_host
 
     @property
     def worker_threads(self) -> int:

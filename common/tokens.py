@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FAILED_SECONDS = 0.5  # a wrong token is answered so much later
 SHAPE = re.compile(r"[A-Za-z0-9._~+/=-]+")  # what RFC 6750 can carry in a header
+CHALLENGE = 'Bearer realm="cryoflux"'  # what an answer without a token asks for
 HINT = "cryoflux keys token prints one"
 
 
@@ -110,12 +111,10 @@ def tokens_for_http(settings: Settings) -> Tokens:
     tokens = Tokens.of(settings)
     if tokens and tokens.secret(Role.OPERATOR) is None:
         raise ValueError(f"setting viewer_token: an operator_token is needed beside it; {HINT}")
-    reached = settings.http_published or settings.http_host
-    if not tokens and not is_loopback(reached):
+    if not tokens and not is_loopback(settings.http_reached):
         raise NotProtected(
-            None,
-            f"REST on {reached} can be reached from other machines: set CRYOFLUX_OPERATOR_TOKEN ({HINT}), "
-            "or serve it on 127.0.0.1",
+            f"REST on {settings.http_reached} can be reached from other machines: "
+            f"set CRYOFLUX_OPERATOR_TOKEN ({HINT}), or serve it on 127.0.0.1"
         )
     return tokens
 

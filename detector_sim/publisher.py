@@ -183,9 +183,7 @@ class Publisher:
         self._safekeeping.begin(head, has_clock=has_clock)
         self._open(head.start, link_mbit_per_s)
 
-    def take_up(
-        self, spool: Spool, found: Found, link_mbit_per_s: float | None, *, has_clock: bool
-    ) -> None:
+    def take_up(self, spool: Spool, found: Found, link_mbit_per_s: float | None, *, has_clock: bool) -> None:
         """Go on with a series that another process left, its configurations included."""
         self._safekeeping.take_up(spool, found, has_clock=has_clock)
         self._open(found.head.start, link_mbit_per_s, found)

@@ -95,9 +95,7 @@ def ssim(x: Tensor, reference: Tensor, data_range: float | None = None) -> Tenso
     for top in range(0, height, rows):  # strips that stay in the cache: twice as fast on micrographs
         strip = slice(top, min(top + rows, height) + SSIM_WINDOW - 1)
         a, b = x[:, strip] - level, reference[:, strip] - level
-        mean_a, mean_b, square_a, square_b, product = _window_means(
-            torch.stack((a, b, a * a, b * b, a * b))
-        )
+        mean_a, mean_b, square_a, square_b, product = _window_means(torch.stack((a, b, a * a, b * b, a * b)))
         var_a = unbiased * (square_a - mean_a * mean_a)
         var_b = unbiased * (square_b - mean_b * mean_b)
         covariance = unbiased * (product - mean_a * mean_b)

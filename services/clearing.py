@@ -7,6 +7,7 @@ CryoFlux writes it, by its name and its beginning; one that does not is named, a
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ def clear(output: Path, *, overwrite: bool) -> None:
     """
     if output.exists() and not output.is_dir():
         raise WrongOption(f"--output: {output} is a file; name a folder")
-    there = [name for name in RESULTS if _is_there(output / name)]
+    there = [name for name in RESULTS if os.path.lexists(output / name)]
     if there and not overwrite:
         told = "already holds a session" if _is_session(output) else f"already holds {there[0]}"
         advice = " or give --overwrite" if _is_session(output) else ""
@@ -51,10 +52,6 @@ def clear(output: Path, *, overwrite: bool) -> None:
                 path.unlink()
     except OSError as error:
         raise WrongOption(f"--output: {error.filename or output}: {error.strerror}") from error
-
-
-def _is_there(path: Path) -> bool:
-    return path.exists() or path.is_symlink()
 
 
 def _is_empty(path: Path) -> bool:

@@ -281,9 +281,7 @@ def _put_session(pipeline: Any, record: SessionRecord) -> None:
 
 
 def _session(session: str, known: dict[str, str]) -> SessionRecord:
-    return SessionRecord(
-        session, float(known["created_at"]), known["state"], json.loads(known["document"])
-    )
+    return SessionRecord(session, float(known["created_at"]), known["state"], json.loads(known["document"]))
 
 
 def _event_fields(event: EventRecord) -> Fields:

@@ -8,7 +8,6 @@ The files are ZeroMQ's own CURVE certificates: ``NAME.key`` holds a public key a
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -132,7 +131,7 @@ class Keyring:
     def __init__(self, folder: Path, own: str) -> None:
         self.folder, self.own = folder, own
         if not zmq.has("curve"):
-            raise _wrong("keys: this build of ZeroMQ has no CURVE; install pyzmq from its wheels")
+            raise NotProtected("keys: this build of ZeroMQ has no CURVE; install pyzmq from its wheels")
         self._seen: tuple[object, ...] | None = None
         self._members = Members({})
         self._complained: set[str] = set()
@@ -151,9 +150,9 @@ class Keyring:
         _check_nobody_else(path)
         public, secret = _read(path)
         if secret is None:
-            raise _wrong(f"keys: {path} holds no secret key")
+            raise NotProtected(f"keys: {path} holds no secret key")
         if zmq.curve_public(secret) != public:
-            raise _wrong(f"keys: {path}: its public and its secret key do not belong together")
+            raise NotProtected(f"keys: {path}: its public and its secret key do not belong together")
         return Pair(public, secret)
 
     def public(self, name: str) -> bytes:
@@ -213,22 +212,18 @@ class Security(NamedTuple):
     plane: Plane
 
 
-def _wrong(line: str) -> NotProtected:
-    return NotProtected(errno.EACCES, line)
-
-
 def _check_nobody_else(path: Path) -> None:
     """As ssh does: a secret that others can read is none, nor is a folder that anybody can put keys into."""
     try:
         folder, file = path.parent.stat(), path.stat()
     except OSError as error:
         advice = "make it with 'cryoflux keys new', or copy it here (docs/security.md)"
-        raise _wrong(f"keys: {path}: {error.strerror}; {advice}") from error
+        raise NotProtected(f"keys: {path}: {error.strerror}; {advice}") from error
     mode = stat.S_IMODE(file.st_mode)
     if mode & 0o007 or (mode & 0o070 and file.st_uid == os.geteuid()):
-        raise _wrong(f"keys: {path} can be read by others (mode {mode:04o}): chmod 600 {path}")
+        raise NotProtected(f"keys: {path} can be read by others (mode {mode:04o}): chmod 600 {path}")
     if folder.st_mode & 0o002 and not folder.st_mode & stat.S_ISVTX:
-        raise _wrong(f"keys: anybody can put keys into {path.parent}: chmod 700 {path.parent}")
+        raise NotProtected(f"keys: anybody can put keys into {path.parent}: chmod 700 {path.parent}")
 
 
 def _read(path: Path) -> tuple[bytes, bytes | None]:
@@ -243,9 +238,9 @@ def _read(path: Path) -> tuple[bytes, bytes | None]:
     except OSError as error:
         reason = error.strerror or "no such file"
         advice = "copy it from where 'cryoflux keys new' made it (docs/security.md)"
-        raise _wrong(f"keys: {path}: {reason}; {advice}") from error
+        raise NotProtected(f"keys: {path}: {reason}; {advice}") from error
     except Exception as error:  # whatever the file is, it is no certificate
-        raise _wrong(f"keys: {path} holds no CURVE key") from error
+        raise NotProtected(f"keys: {path} holds no CURVE key") from error
     return public, secret
 
 

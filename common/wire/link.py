@@ -58,6 +58,7 @@ _READABLE = int(zmq.POLLIN)
 COPY_BELOW_BYTES = 65_536  # handing a small buffer over costs more than copying it
 CURVE_BYTES = 33  # more in each part of a message: its name, a nonce, flags and a code that authenticates it
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.2, 5.0  # after a handshake that failed
+MANY_FAILURES = 4  # of handshakes, one after the other: whoever is there is not just ending
 CUT_SECONDS = 0.05  # between two connections of people who are not to be here any more
 TROUBLE_TOLD_SECONDS = 30.0  # the same line about a handshake is not told again for so long
 HANDSHAKES = (
@@ -180,9 +181,16 @@ def _explained(kind: zmq.Event, value: int, security: Security | None) -> str:
         if security is None:
             return "it wants CURVE, and no keys are set here (setting keys, docs/security.md)"
         return "it does not use CURVE: no keys are set there (setting keys, docs/security.md)"
-    if kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and security is not None:
+    if kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:  # it went before it had said what it wants
+        if security is None:
+            return (
+                "it breaks off: perhaps it wants CURVE, and no keys are set here "
+                "(setting keys, docs/security.md)"
+            )
         known = security.keys.folder / f"{security.plane.server}.key"
-        return f"it breaks off: {known} is not its key, or it is no {security.plane.name}"
+        return (
+            f"it breaks off: {known} is not its key, no keys are set there, or it is no {security.plane.name}"
+        )
     return f"it does not speak as it should (ZeroMQ's error {value:#x})"
 
 
@@ -359,7 +367,7 @@ class Link:
         """A handshake failed. ZeroMQ tries again at once, or never: what is wrong takes longer to mend."""
         self._failures += 1
         no_detail = kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        if no_detail and self._security is None:
+        if no_detail and self._security is None and self._failures < MANY_FAILURES:
             return  # whoever is there goes away in mid-handshake: it may just have been ending
         if self._retry_at is None:
             with contextlib.suppress(zmq.ZMQError):  # it has given up by itself

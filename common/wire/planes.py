@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from pathlib import Path
 
@@ -40,7 +39,7 @@ class Planes:
         if settings.keys:
             own = settings.key or role
             if role_of(own) != role:
-                raise _refusal(f"key: {own} is the key of a {role_of(own)}, and this is a {role}")
+                raise NotProtected(f"key: {own} is the key of a {role_of(own)}, and this is a {role}")
             keyring = Keyring(Path(settings.keys), own)
             self.control_bus = Security(keyring, CONTROL_BUS)
             self.data_plane = Security(keyring, DATA_PLANE)
@@ -73,7 +72,7 @@ class Planes:
             return
         line = f"{plane.name} on {endpoint}: beyond this machine it needs keys"
         if not self._unprotected:
-            raise _refusal(
+            raise NotProtected(
                 f"{line}: make them with 'cryoflux keys new' and name their folder in the setting keys "
                 "(docs/security.md), or set unprotected to planes"
             )
@@ -84,7 +83,3 @@ class Planes:
                 plane.name,
                 endpoint,
             )
-
-
-def _refusal(line: str) -> NotProtected:
-    return NotProtected(errno.EACCES, line)

@@ -14,9 +14,7 @@ from detector_sim.sources.star import StarSource
 __all__ = ["BadFile", "FrameBatch", "Source", "SourceError", "frame_number", "open_source"]
 
 
-def open_source(
-    spec: SourceSpec, inputs: Roots = ANYWHERE, *, first_file_seconds: float = 30.0
-) -> Source:
+def open_source(spec: SourceSpec, inputs: Roots = ANYWHERE, *, first_file_seconds: float = 30.0) -> Source:
     """Open what ``spec`` describes, ready to be read.
 
     Parameters

@@ -19,7 +19,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from common.tokens import FAILED_SECONDS, Role, Tokens, bearer
+from common.tokens import CHALLENGE, FAILED_SECONDS, Role, Tokens, bearer
 from services.control_plane.problems import problem
 from services.control_plane.sign_in import SignedIn, cookies_in, left, signed_in
 from services.control_plane.sign_in_page import MEDIA_TYPE as PAGE_TYPE
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 HEALTH = "/healthz"
 SIGN_IN = "/api/v1/sign-in"
 LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
-ASKING = {"WWW-Authenticate": 'Bearer realm="cryoflux"'}
+ASKING = {"WWW-Authenticate": CHALLENGE}
 ADDRESS = re.compile(
     r"(?:(?P<scheme>https?)://)?(?P<host>\[[0-9a-f:.]+\]|[^\s:/@,\[\]]+)(?::(?P<port>[0-9]+))?"
 )

@@ -663,9 +663,7 @@ class Sessions:
         if "error" not in session.archive:
             held = f"{session.archive['frames']} frames in {session.archive['bytes']} bytes"
             self._note(session, "archive", f"archive {session.archive['path']}: {held}")
-        await asyncio.to_thread(
-            lambda: write_report(account, self.places.results(session.opened))
-        )
+        await asyncio.to_thread(lambda: write_report(account, self.places.results(session.opened)))
 
     async def _complete(self, session: Session, accounts_are_final: bool) -> None:
         try:

@@ -175,7 +175,5 @@ def _resumed(cursor: Cursor, chronicle: Chronicle) -> Cursor:
 def _is_read(chronicle: Chronicle, cursor: Cursor) -> bool:
     """Whether nothing more will come of it."""
     return (
-        chronicle.closed
-        and cursor.event >= chronicle.events.last
-        and cursor.point >= chronicle.points.last
+        chronicle.closed and cursor.event >= chronicle.events.last and cursor.point >= chronicle.points.last
     )

@@ -7,25 +7,18 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
+from tests import waiting
+
 PATIENCE_SECONDS = 150.0
-
-
-def eventually(holds: Callable[[], Any], what: str) -> Any:
-    """The first true value of ``holds``, asked again until the patience ends."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        if value := holds():
-            return value
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.05)
+eventually = partial(waiting.eventually, seconds=PATIENCE_SECONDS)
 
 
 class Installation:

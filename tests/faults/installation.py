@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +16,7 @@ import httpx
 from services.supervisor import free_port
 from tests.integration.bus import Place
 from tests.unit.served import Reader
+from tests.waiting import eventually
 
 PATIENCE_SECONDS = 120.0  # starting three processes takes long where many do that at once
 BASE = "/api/v1/sessions"
@@ -25,15 +25,6 @@ OVER = ("completed", "failed")
 ANYWHERE = Place()
 
 _RUN = "{code}\nfrom services.cli import main\nmain()"
-
-
-def eventually(holds: Callable[[], Any], what: str) -> Any:
-    """The first true value of ``holds``, asked again until the patience ends."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := holds()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.05)
-    return value
 
 
 class Installation:

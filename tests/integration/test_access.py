@@ -8,8 +8,8 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,17 @@ from starlette.routing import Mount
 
 from services.control_plane.app import routed
 from services.control_plane.routes.console import FOLDER
+from tests import waiting
 from tests.conftest import program
 
 pytestmark = pytest.mark.timeout(400)
 
 PATIENCE_SECONDS = 150.0
+eventually = partial(waiting.eventually, seconds=PATIENCE_SECONDS)
 CRYOFLUX = [sys.executable, "-m", "services.cli"]
 OPERATOR, VIEWER = "the-operators-own-token", "the-viewers-own-token"
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE")
 HTML = {"Accept": "text/html"}
-
-
-def eventually(holds: Callable[[], Any], what: str) -> Any:
-    """The first true value of ``holds``."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := holds()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.05)
-    return value
 
 
 def outer_address() -> str:

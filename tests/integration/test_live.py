@@ -13,8 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +30,12 @@ from common.calibration import Calibration
 from common.session import RecoverySpec
 from reconstructor.archive import read_frame, read_start
 from reconstructor.recovery import Recovery
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(240)
 
 PATIENCE_SECONDS = 120.0
 CRYOFLUX = [sys.executable, "-m", "services.cli"]
-
-
-def eventually(holds: Callable[[], Any], what: str, alive: subprocess.Popen[str] | None = None) -> Any:
-    """The first true value of ``holds``, asked again until the patience ends or the process does."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        ended = alive is not None and alive.poll() is not None
-        if value := holds():
-            return value
-        assert not ended, f"the process ended first: {what}"
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.05)
 
 
 class Live:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from common.state.store import SessionRecord, StoreError
 from services.supervisor import free_port
 from tests.conftest import program
 from tests.redis_server import RedisServer
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -26,15 +27,6 @@ PATIENCE_SECONDS = 120.0
 WORD, WRONG = "right-w0rd", "wr0ng-word"
 NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 RECORD = SessionRecord("a", 1.0, "running", {"x": 1})
-
-
-def eventually(holds: Callable[[], Any], what: str) -> Any:
-    """The first true value of ``holds``."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := holds()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.05)
-    return value
 
 
 def openssl(*arguments: str | Path) -> None:

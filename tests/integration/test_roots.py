@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,13 @@ import pytest
 
 from services.control_plane.app import BASE
 from services.supervisor import free_port
+from tests import waiting
 
 pytestmark = pytest.mark.timeout(400)
 
 PATIENCE_SECONDS = 150.0
+eventually = partial(waiting.eventually, seconds=PATIENCE_SECONDS)
 SECRET = "nobody's business"
-
-
-def eventually(holds: Callable[[], Any], what: str) -> Any:
-    """The first true value of ``holds``."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := holds()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.05)
-    return value
 
 
 class House:

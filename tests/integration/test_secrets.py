@@ -9,9 +9,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,11 +25,13 @@ from common.archive import Archive
 from common.wire.keys import make_keys
 from services.control_plane.app import BASE, routed
 from services.supervisor import free_port
+from tests import waiting
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(600)
 
 PATIENCE_SECONDS = 240.0
+eventually = partial(waiting.eventually, seconds=PATIENCE_SECONDS)
 CRYOFLUX = [sys.executable, "-m", "services.cli"]
 
 OPERATOR = "operator-Zk3vPq8LxW5tRm2N"
@@ -38,15 +40,6 @@ GUESS = "guess-Ua1nXo3KfV8pMz5B"  # of a token, wrong
 WORD = "p4ss/w@rd:ü?Yt6r"  # of the state store
 COLLECTOR_WORD = "collector-Fj2sEi7CqL0d"
 HEADER_WORD = "header-Rg5mDu9NwB4h"
-
-
-def eventually(holds: Callable[[], Any], what: str) -> Any:
-    """The first true value of ``holds``."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := holds()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.05)
-    return value
 
 
 class Search:
@@ -252,7 +245,11 @@ def test_no_secret_is_found_anywhere(tmp_path: Path, log_format: str) -> None:
                 os.killpg(serving.pid, signal.SIGINT)
             code = serving.wait(PATIENCE_SECONDS)
         assert code == 0
-        for command in (["config", "show"], ["status", "--url", url], ["control", "--state", "redis://:a@b@c"]):
+        for command in (
+            ["config", "show"],
+            ["status", "--url", url],
+            ["control", "--state", "redis://:a@b@c"],
+        ):
             done = subprocess.run(
                 [*CRYOFLUX, *command], env=environment, cwd=seen, capture_output=True,
                 timeout=PATIENCE_SECONDS, check=False,

@@ -10,26 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(240)
 
 PATIENCE_SECONDS = 120.0
 CRYOFLUX = [sys.executable, "-m", "services.cli"]
-
-
-def eventually(holds: Callable[[], Any], what: str) -> Any:
-    """The first true value of ``holds``."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := holds()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.05)
-    return value
 
 
 def cryoflux(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -89,9 +81,7 @@ def test_nothing_runs_before_it_is_asked_for(serving: Serving) -> None:
     assert "none yet" in done.stdout
     done = cryoflux("stop", "--url", serving.url)
     assert done.returncode == 1
-    assert done.stderr == (
-        "cryoflux stop: there is no session yet; POST /api/v1/sessions starts one\n"
-    )
+    assert done.stderr == ("cryoflux stop: there is no session yet; POST /api/v1/sessions starts one\n")
 
 
 def test_a_session_is_started_and_followed(serving: Serving) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -27,19 +27,12 @@ from services.control_plane.bus import Bus
 from services.control_plane.guard import Access
 from services.control_plane.recorder import Recorder
 from services.control_plane.server import Server, listen, served
+from tests import waiting
 from tests.unit.fakes import SHAPE, FakeDetector, FakeWorker, configuration
 
 BASE = "/api/v1/sessions"
 PATIENCE_SECONDS = 20.0
-
-
-def eventually(holds: Callable[[], Any], what: str) -> Any:
-    """The first true value of ``holds``, asked again until the patience ends."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := holds()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.01)
-    return value
+eventually = partial(waiting.eventually, seconds=PATIENCE_SECONDS, pause=0.01)
 
 
 class Told(NamedTuple):

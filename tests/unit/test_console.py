@@ -73,7 +73,15 @@ def test_file_comes_with_its_type_and_is_not_sent_twice(client: Client, path: st
 
 @pytest.mark.parametrize(
     "path",
-    ["none.js", "", "../app.py", "%2e%2e/app.py", "js/%2e%2e/%2e%2e/app.py", "/etc/passwd", "vendor/VENDORED.md"],  # noqa: E501
+    [
+        "none.js",
+        "",
+        "../app.py",
+        "%2e%2e/app.py",
+        "js/%2e%2e/%2e%2e/app.py",
+        "/etc/passwd",
+        "vendor/VENDORED.md",
+    ],
 )
 def test_nothing_else_is_served(client: Client, path: str) -> None:
     answer = client.get(f"/console/{path}")

@@ -3,8 +3,8 @@
 import io
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,14 @@ from services.control_plane.preview import png
 from services.control_plane.recorder import Recorder
 from services.control_plane.states import OVER, TRANSITIONS, State, Trigger, WrongState, after
 from services.control_plane.tally import Tally
+from tests import waiting
 from tests.unit.fakes import SHAPE, FakeDetector, FakeWorker, configuration
 
 SNAPSHOT = Path(__file__).parents[2] / "docs" / "openapi.json"
 BASE = "/api/v1/sessions"
 CURRENT = f"{BASE}/current"
 PATIENCE_SECONDS = 20.0
-
-
-def eventually(holds: Callable[[], Any], what: str) -> Any:
-    """The first true value of ``holds``, asked again until the patience ends."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := holds()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.01)
-    return value
+eventually = partial(waiting.eventually, seconds=PATIENCE_SECONDS, pause=0.01)
 
 
 class FailingStore(EmbeddedStore):

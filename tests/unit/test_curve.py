@@ -296,7 +296,10 @@ def test_an_end_with_another_key_than_expected_hears_nothing(
     assert re.search(
         r"not let in: (127\.0\.0\.1|somebody) has another key than ours as detector", caplog.text
     )
-    assert f"it breaks off: {scene.folder}/detector.key is not its key, or it is no data plane" in caplog.text
+    assert (
+        f"it breaks off: {scene.folder}/detector.key is not its key, no keys are set there, or it is"
+        in caplog.text
+    )
     (scene.folder / "detector.key").write_bytes(known)  # mended while it runs
     scene.until(dealer.connection_change, dealer)
 
@@ -305,8 +308,16 @@ def test_who_has_no_keys_gets_nothing_from_who_has(scene: Scene, caplog: pytest.
     router = scene.router()
     dealer = scene.dealer(router, None)
     scene.stays_out(router, dealer)
-    assert re.search(r"not let in: (127\.0\.0\.1|somebody) does not use CURVE: no keys are set", caplog.text)
-    assert "it wants CURVE, and no keys are set here (setting keys, docs/security.md)" in caplog.text
+    # who is quick to go has not yet said what it wants
+    here = r"not let in at .*: it (breaks off: perhaps it )?wants CURVE, and no keys are set here"
+    there = r"not let in: (127\.0\.0\.1|somebody) does not use CURVE: no keys are set"
+
+    def told() -> bool:
+        assert dealer.connection_change() is None
+        assert router.receive() is None
+        return all(re.search(line, caplog.text) for line in (here, there))
+
+    scene.until(told, dealer)
 
 
 def test_who_has_keys_says_nothing_to_who_has_none(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
@@ -317,7 +328,7 @@ def test_who_has_keys_says_nothing_to_who_has_none(scene: Scene, caplog: pytest.
         assert dealer.connection_change() is None
         assert dealer.send(Heartbeat()) == 0
         assert router.receive() is None
-        return "it does not use CURVE: no keys are set there" in caplog.text
+        return "no keys are set there" in caplog.text  # for certain, or where it is quick to go: perhaps
 
     scene.until(told, dealer)
 

@@ -276,9 +276,7 @@ def test_pipes_devices_and_answers_of_the_kernel_are_no_frames(
     told = refusal(lambda: open_source(FileSource(path=f"{oddities}/{name}.mrc"), roots))
     assert any(word in told for word in ("plain files", "not in a folder", "is empty", "no micrographs"))
     told = refusal(
-        lambda: open_source(
-            SpecimenSource(specimen=SpecimenSpec(structure=f"{oddities}/{name}.mrc")), roots
-        )
+        lambda: open_source(SpecimenSource(specimen=SpecimenSpec(structure=f"{oddities}/{name}.mrc")), roots)
     )
     assert "structure" in told
 

@@ -429,4 +429,3 @@ def test_an_hour_is_replayed_quickly(served: Served) -> None:
         reader.until(lambda r: len(r.of("point")) == 3600, "all points kept are replayed")
         assert gapless(reader.numbers("point"))
         assert reader.numbers("point")[-1] == first + 3600
-

@@ -32,9 +32,7 @@ TheBus = Annotated[Bus, Depends(_bus)]
 TheRecorder = Annotated[Recorder, Depends(_recorder)]
 
 
-SessionName = Annotated[
-    str, Path(description="id of a session, or *current*: the one that runs or ran last")
-]
+SessionName = Annotated[str, Path(description="id of a session, or *current*: the one that runs or ran last")]
 
 
 async def _session(sessions: TheSessions, session_id: SessionName) -> Session:
