@@ -28,11 +28,12 @@ install: .venv/installed
 live: install
 	$(BIN)/cryoflux live --frames 600 --rate 20 --change 300=4 --output output/live --overwrite
 
-# PROCESSES at a time: most tests of processes wait most of their time. What is slow, test-faults runs too.
-PROCESSES ?= 2
+# PROCESSES at a time: most tests of processes wait most of their time. TESTS= runs the slow ones too. What fails
+# is run once more and told of as run again: hundreds of processes share two cores. test-faults has no such mercy.
+PROCESSES ?= 3
 TESTS ?= -m 'not slow'
 test: install lint
-	$(BIN)/python -m pytest tests -n $(PROCESSES) --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest tests -n $(PROCESSES) --dist loadfile --reruns 1 -rR $(TESTS)
 
 # COUNT=20 runs each so many times; FAULTS='-m "not slow"' leaves out what waits for half a minute on purpose
 TALLY ?= output/faults.md

@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-import pandas as pd
-
 from common.whole import write_all
 
 FOLDER = "journal"
@@ -42,15 +40,7 @@ COLUMNS = (
     "metadata",  # RELION columns as JSON
 )
 
-_DTYPES = {
-    "frame_id": "int64",
-    "config_id": str,
-    "recovery_id": str,
-    "worker": str,
-    "recovered_at": "float64",
-    "metadata": str,
-}
-_HEADER = (",".join(COLUMNS) + "\n").encode()
+HEADER = (",".join(COLUMNS) + "\n").encode()
 
 
 class JournalWriter:
@@ -68,7 +58,7 @@ class JournalWriter:
         self._path = folder / f"{worker}.csv"
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         try:
-            write_all(self._file, [_HEADER])
+            write_all(self._file, [HEADER])
         except OSError:
             self.discard()
             raise
@@ -118,7 +108,7 @@ def journals(output: Path) -> list[Path]:
     return sorted((output / FOLDER).glob("*.csv"))
 
 
-def _whole_lines(path: Path) -> bytes:
+def whole_lines(path: Path) -> bytes:
     """The file up to its last line end: a line without one was torn when its worker was killed."""
     data = path.read_bytes()
     return data[: data.rfind(b"\n") + 1]
@@ -142,7 +132,7 @@ def find_row(output: Path, frame_id: int) -> dict[str, str]:
     ValueError
         In one line, if a journal is spoiled.
     """
-    for read in (_last_lines, _whole_lines):  # what is asked for is mostly what came last
+    for read in (_last_lines, whole_lines):  # what is asked for is mostly what came last
         for path in journals(output):
             data = read(path)
             at = data.rfind(b"\n%d," % frame_id)
@@ -151,43 +141,11 @@ def find_row(output: Path, frame_id: int) -> dict[str, str]:
                 try:
                     return dict(zip(COLUMNS, next(csv.reader([line.decode()])), strict=True))
                 except (ValueError, csv.Error, StopIteration) as error:
-                    what = f"{path}: frame {frame_id}'s line is spoiled ({_line(error)})"
+                    what = f"{path}: frame {frame_id}'s line is spoiled ({one_line(error)})"
                     raise ValueError(what) from error
     raise KeyError(f"frame {frame_id} is not recovered")
 
 
-def read_journals(output: Path) -> tuple[pd.DataFrame, int]:
-    """All frames recovered, one row each in the order of their ids, and how many further lines there were.
-
-    Of several lines of a frame the one recovered last is taken (ties: the first worker by name), for its
-    image is the one that stands in the slot.
-
-    Raises
-    ------
-    ValueError
-        In one line, if a journal is spoiled.
-    """
-    contents = ((path, _whole_lines(path)) for path in journals(output))
-    tables = [_table(path, data) for path, data in contents if data.count(b"\n") > 1]
-    if not tables:
-        return pd.DataFrame(columns=list(COLUMNS)), 0
-    table = pd.concat(tables, ignore_index=True)
-    table = table.sort_values(
-        ["frame_id", "recovered_at", "worker"], ascending=[True, False, True], kind="stable"
-    )
-    unique = table.drop_duplicates("frame_id", keep="first", ignore_index=True)
-    return unique, len(table) - len(unique)
-
-
-def _table(path: Path, data: bytes) -> pd.DataFrame:
-    """One journal."""
-    if not data.startswith(_HEADER):
-        raise ValueError(f"{path}: not a journal: its first line is another")
-    try:
-        return pd.read_csv(io.BytesIO(data), dtype=_DTYPES, index_col=False, on_bad_lines="error")
-    except (ValueError, OverflowError, csv.Error) as error:  # pandas' own errors are ValueErrors
-        raise ValueError(f"{path}: a journal that cannot be read ({_line(error)})") from error
-
-
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, on one line of bounded length."""
     return ascii(" ".join(str(error).split()))[1:-1][:300] or type(error).__name__

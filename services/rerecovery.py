@@ -34,9 +34,9 @@ from common.settings import SECRETS, Settings
 from common.wire.control import error_line
 from common.wire.messages import MAX_FRAME_ID, ConfigurationNotice, Start
 from reconstructor.batches import Recoverer, RecoveryChoice
-from reconstructor.journal import read_journals
+from reconstructor.finalise import Summary, finalise, read_journals
 from reconstructor.recorded import ArchiveRecording, FolderRecording, Recording, Unit
-from reconstructor.writer import ResultsWriter, Summary, finalise
+from reconstructor.writer import ResultsWriter
 from services.clearing import clear
 from services.control_plane.metrics import ConfigurationFigures, final_quality, mean_quality
 from services.control_plane.report import FILE, write_report

@@ -27,6 +27,7 @@ def program(name: str, package: str) -> str:
 def pytest_configure() -> None:
     """No detector of a test takes up what another one left in the folder that is the default."""
     os.environ["CRYOFLUX_SPOOL"] = tempfile.mkdtemp(prefix="cryoflux-spool-")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes: each module is compiled once
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

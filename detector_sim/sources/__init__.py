@@ -9,7 +9,6 @@ from detector_sim.sources.base import BadFile, FrameBatch, Source, SourceError
 from detector_sim.sources.folder import FolderSource, WatchedFolderSource
 from detector_sim.sources.pattern import Pattern, frame_number
 from detector_sim.sources.stack import StackSource
-from detector_sim.sources.star import StarSource
 
 __all__ = ["BadFile", "FrameBatch", "Source", "SourceError", "frame_number", "open_source"]
 
@@ -62,5 +61,9 @@ def _open_path(spec: FileSource, inputs: Roots, first_file_seconds: float) -> So
     if spec.watch:
         raise SourceError(f"{path}: is a file; only a folder can be watched")
     if path.suffix.lower() == ".star":
+        from detector_sim.sources.star import (
+            StarSource,  # pandas takes a while to import: only who needs it pays
+        )
+
         return StarSource(path, pixel_size, inputs)
     return StackSource(path, pixel_size, inputs)

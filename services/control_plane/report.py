@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from reconstructor.archive import read_start
+from reconstructor.finalise import Summary, read_journals
 from reconstructor.journal import FOLDER as JOURNALS
-from reconstructor.journal import read_journals
-from reconstructor.writer import Summary
 from services.control_plane.metrics import configurations, finite, mean_quality, ratio
 from services.control_plane.session import Session
 

@@ -118,7 +118,7 @@ def run_control(settings: Settings) -> int:
         last_word(f"cryoflux control: {getattr(error, 'strerror', None) or error_line(error)}")
         return WRONG_SETTING if isinstance(error, NotProtected) else 1
     # torch comes with these and takes its time; a port that is taken should be told at once
-    from reconstructor.writer import finalise
+    from reconstructor.finalise import finalise
     from services.control_plane.app import create_app
 
     host, port = listener.getsockname()[:2]

@@ -21,8 +21,8 @@ from common.session import ArchiveSource, RecoverySpec, SessionSpec
 from common.state.store import EventRecord, Store, StoreError
 from common.wire.control import error_line
 from common.wire.messages import Event, Registered
+from reconstructor.finalise import Summary
 from reconstructor.recovery import METHODS, check_recovery
-from reconstructor.writer import Summary
 from services.control_plane.archiver import Archiver
 from services.control_plane.bus import Bus, CommandError, Component
 from services.control_plane.chronicle import Chronicle, Lines

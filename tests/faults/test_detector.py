@@ -257,7 +257,7 @@ def test_a_spool_that_cannot_be_made_is_told_and_the_series_goes_on(tmp_path: Pa
 # ---- everything at once, as a user sees it
 
 
-@pytest.mark.parametrize("also", [[], ["control"]])
+@pytest.mark.parametrize("also", [pytest.param([], marks=pytest.mark.slow), ["control"]])
 def test_a_live_session_goes_on_when_its_detector_is_killed(tmp_path: Path, also: list[str]) -> None:
     output = tmp_path / "s"
     options = ["--input", "pattern", "--side", "32", "--rate", "60", "--frames", "600"]

@@ -12,7 +12,7 @@ import pandas as pd
 from common.operators.spec import MaskSpec
 from common.session import CameraSpec, PatternSource, RecoverySpec, SessionSpec
 from detector_sim.sources import frame_number
-from reconstructor.writer import finalise
+from reconstructor.finalise import finalise
 
 SHAPE = (32, 32)
 

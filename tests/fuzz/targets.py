@@ -27,7 +27,8 @@ from detector_sim.sources.base import SourceError
 from detector_sim.sources.stack import Stack, open_stack
 from detector_sim.sources.star import StarSource
 from reconstructor.archive import records
-from reconstructor.journal import COLUMNS, find_row, read_journals
+from reconstructor.finalise import read_journals
+from reconstructor.journal import COLUMNS, find_row
 from reconstructor.recorded import ArchiveRecording
 
 MAX_PIXELS_READ = 1 << 20

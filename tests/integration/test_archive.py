@@ -1,11 +1,12 @@
 """The archive as a facility uses it: recorded live, recovered offline, killed, cut and replayed."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.integration.test_live import CRYOFLUX, PATIENCE_SECONDS, Live, eventu
 
 pytestmark = pytest.mark.timeout(400)
 
-FRAMES = 2000
+FRAMES = 800
 MASKS = {
     "coded-aperture": [{"compression_factor": 4}, {"mask": {"kind": "coded-aperture", "kernel_size": 4}}],
     "phase-plate": [
@@ -65,14 +66,20 @@ class Recorded:
         return total
 
 
-@pytest.fixture(scope="module", params=list(MASKS))
-def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return Recorded(tmp_path_factory.mktemp("recorded"), request.param)
-
-
 @pytest.fixture(scope="module")
-def coded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return Recorded(tmp_path_factory.mktemp("coded"), "coded-aperture")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Recorded]:
+    """A session with a mask of a kind; one for all tests."""
+    return functools.cache(functools.partial(Recorded, tmp_path_factory.mktemp("recorded")))
+
+
+@pytest.fixture(params=list(MASKS))
+def recorded(request: pytest.FixtureRequest, recording: Callable[[str], Recorded]) -> Recorded:
+    return recording(request.param)
+
+
+@pytest.fixture
+def coded(recording: Callable[[str], Recorded]) -> Recorded:
+    return recording("coded-aperture")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -158,7 +165,7 @@ def lines(output: Path) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("source", ["archive", "folder"])
+@pytest.mark.parametrize("source", ["archive", pytest.param("folder", marks=pytest.mark.slow)])
 def test_a_killed_recovery_goes_on_without_redoing_or_missing_a_frame(
     coded: Recorded, source: str, tmp_path: Path
 ) -> None:
@@ -194,10 +201,10 @@ def test_a_killed_recovery_goes_on_without_redoing_or_missing_a_frame(
 
     again = run(*options)  # nothing is left to do
     assert lines(output) == after
-    assert "2000 recovered, 2000 of them before" in again.stdout
+    assert f"{FRAMES} recovered, {FRAMES} of them before" in again.stdout
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("share", [0.3, pytest.param(0.6, marks=pytest.mark.slow), 0.95])
 def test_a_truncated_archive_is_recovered_up_to_its_last_whole_chunk(
     coded: Recorded, share: float, tmp_path: Path
 ) -> None:

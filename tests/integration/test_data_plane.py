@@ -23,8 +23,8 @@ from common.wire.messages import PROTOCOL_VERSION, Hello, Refusal
 from detector_sim.readout import Readout
 from detector_sim.sources import frame_number, open_source
 from reconstructor.archive import read_configurations, read_frame, read_start
+from reconstructor.finalise import finalise
 from reconstructor.recovery import Recovery
-from reconstructor.writer import finalise
 from tests.integration.bus import DEADLINE_SECONDS, Bus
 
 SHAPE = (32, 32)

@@ -166,7 +166,8 @@ def test_an_address_where_nobody_answers_is_named() -> None:
     assert "http://host:port" in done.stderr
 
 
-@pytest.mark.parametrize("moment", [b"results", b"change C"])  # amid the header, and after its last line
+# amid the header, and after its last line
+@pytest.mark.parametrize("moment", [pytest.param(b"results", marks=pytest.mark.slow), b"change C"])
 def test_a_closed_terminal_ends_a_session_cleanly(tmp_path: Path, moment: bytes) -> None:
     output = tmp_path / "s"
     pid, terminal = pty.fork()

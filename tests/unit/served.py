@@ -21,7 +21,8 @@ from common.state.store import Store
 from common.tokens import Role, Tokens
 from common.wire.codec import encode_array
 from common.wire.messages import ConfigurationNotice, Frames, Start
-from reconstructor.writer import Results, ResultsWriter, Summary
+from reconstructor.finalise import Summary
+from reconstructor.writer import Results, ResultsWriter
 from services.control_plane.app import create_app
 from services.control_plane.bus import Bus
 from services.control_plane.guard import Access

@@ -19,7 +19,7 @@ from common.operators.spec import MaskSpec
 from common.state.embedded import EmbeddedStore
 from common.state.store import SessionRecord, StoreError
 from common.wire.control import Conflict
-from reconstructor.writer import Summary
+from reconstructor.finalise import Summary
 from services.control_plane import sessions as sessions_module
 from services.control_plane.app import API_VERSION, create_app, routed
 from services.control_plane.bus import Bus

@@ -119,7 +119,7 @@ def test_the_wire_protocol_is_told_field_by_field() -> None:
 
 
 def test_the_columns_of_the_table_of_frames_are_told(tmp_path: Path) -> None:
-    from reconstructor.writer import finalise
+    from reconstructor.finalise import finalise
 
     start = {"shape": (8, 8), "pixel_size_angstrom": 1.0, "optics": {}}
     (tmp_path / "journal").mkdir()

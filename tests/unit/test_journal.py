@@ -54,5 +54,5 @@ def test_newest_line_is_found_without_reading_the_whole_journal(
     def whole(path: Path) -> bytes:
         raise AssertionError(f"{path} was read whole")
 
-    monkeypatch.setattr(journal, "_whole_lines", whole)
+    monkeypatch.setattr(journal, "whole_lines", whole)
     assert find_row(tmp_path, 49_999)["frame_id"] == "49999"

@@ -337,6 +337,7 @@ def test_a_follower_that_does_not_read_delays_nobody_and_keeps_its_place(served:
             reader.until(lambda r: len(r.of("point")) > count + 3, "and go on")
         text = b""
         stalled.settimeout(10)
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # now it reads as fast as it can
         while text.count(b"event: event") < 41:
             text += stalled.recv(1 << 16)
     lines = text.decode().splitlines()[:-1]

@@ -30,8 +30,9 @@ from reconstructor.archive import (
     read_start,
     records,
 )
-from reconstructor.journal import find_row, read_journals
-from reconstructor.writer import Results, ResultsWriter, finalise, read_recovered
+from reconstructor.finalise import finalise, read_journals
+from reconstructor.journal import find_row
+from reconstructor.writer import Results, ResultsWriter, read_recovered
 
 SHAPE = (12, 10)
 CODEC = CodecSpec(values="integer", coding="packed")
