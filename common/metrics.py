@@ -46,7 +46,7 @@ LOSS_REASONS = (
 ACQUISITION_STATES = ("idle", "acquiring", "paused", "draining", "finished", "failed")
 SESSION_STATES = ("created", "running", "paused", "stopping", "completed", "failed")
 DEPARTURES = ("left", "gone", "silent")
-METHODS = ("minimum_norm", "wiener", "dct", "wavelet", "tv")
+METHODS = ("minimum_norm", "wiener", "dct", "wavelet", "tv", "diffusion")
 EVENT_KINDS = (
     "started",
     "acquisition",

@@ -134,7 +134,7 @@ class ReadoutSpec(_Model):
 class RecoverySpec(_Model):
     """How images are recovered."""
 
-    method: Literal["minimum_norm", "wiener", "dct", "wavelet", "tv"] = "dct"
+    method: Literal["minimum_norm", "wiener", "dct", "wavelet", "tv", "diffusion"] = "dct"
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="the method's own; defaults where not given"
     )

@@ -18,7 +18,7 @@ from services.control_plane.metrics import ByteCounts, FrameCounts, Latency, Met
 from services.control_plane.session import AcquisitionSetting, RecoverySetting, Session
 from services.control_plane.states import State
 
-MethodName = Literal["minimum_norm", "wiener", "dct", "wavelet", "tv"]
+MethodName = Literal["minimum_norm", "wiener", "dct", "wavelet", "tv", "diffusion"]
 
 
 class SessionView(BaseModel):

@@ -164,7 +164,7 @@ export const MASK_FIELDS = {
 
 export const METHODS = [
   ["minimum_norm", "minimum norm"], ["wiener", "Wiener"], ["dct", "sparse in DCT"],
-  ["wavelet", "sparse in wavelets"], ["tv", "total variation"],
+  ["wavelet", "sparse in wavelets"], ["tv", "total variation"], ["diffusion", "learned prior"],
 ];
 
 const DATA_STEP = [
