@@ -19,8 +19,8 @@ class GaussianPrior:
     ----------
     radial_power : Tensor
         (rings,) mean |F|^2 of a coefficient, norm="ortho", rings as in ``common.calibration.radial_bins``;
-        those beyond the rings of ``shape`` do not count. White noise of variance one has ones; a ring of zero is
-        known to be empty. Where it lies, the prior works.
+        more of them than ``shape`` has do not count. White noise of variance one has ones; a ring of zero is
+        known to be empty. Where this tensor lies, the prior works.
     shape : tuple of int
         (H, W) of the images.
     schedule : Schedule, optional
