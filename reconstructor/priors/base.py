@@ -33,12 +33,14 @@ class PriorCard(BaseModel):
     )
     prediction: Prediction = Field(description="what the network gives: noise, or a velocity")
     side_pixels: int = Field(ge=8, description="side of the training images")
-    pixel_size_angstrom: tuple[float, float] = Field(description="smallest and largest trained on")
+    pixel_size_angstrom: tuple[float, float] | None = Field(
+        description="smallest and largest trained on; none: not known"
+    )
     signal_std: float = Field(gt=0, description="of the training images' pixels, as the network sees them")
     trained_on: str = Field(description="in one line for people: data, specimens, defocus, dose")
-    images: int = Field(ge=0, description="different training images")
-    steps: int = Field(ge=0, description="optimiser steps")
-    batch: int = Field(ge=1, description="images per step")
+    images: int = Field(ge=0, description="different training images; 0: not known")
+    steps: int = Field(ge=0, description="optimiser steps; 0: not known")
+    batch: int = Field(ge=0, description="images per step; 0: not known")
     parameters: int = Field(ge=0, description="weights of the network")
     loss: float | None = Field(default=None, description="mean over the last steps")
     scores: dict[str, float] = Field(default_factory=dict, description="on images held out")
@@ -102,12 +104,12 @@ class Flow(Schedule):
 
     def scales(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(a, s), with a + s = 1."""
-        t = self.time(sigma)
+        t = sigma / (1 + sigma)
         return 1 - t, t
 
     def time(self, sigma: Tensor) -> Tensor:
-        """t = sigma / (1 + sigma), 0 to 1."""
-        return sigma / (1 + sigma)
+        """1000 t, t = sigma / (1 + sigma): the networks' sines and cosines of time are made for steps."""
+        return 1000 * sigma / (1 + sigma)
 
 
 class Denoiser(Protocol):
