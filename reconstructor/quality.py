@@ -1,4 +1,4 @@
-"""How near a recovered image comes to a reference: PSNR, SSIM, Fourier ring correlation.
+"""How near a recovered image comes to a reference: PSNR, SSIM, LPIPS, Fourier ring correlation.
 
 A reference frame of a session is itself noisy, so these figures reward copying its noise; against a clean
 truth they tell how much of the specimen came back. All functions take batches (B, H, W) of any floating
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.calibration import radial_bins
+from reconstructor.lpips import Lpips
 
 SSIM_WINDOW = 7
 STRIP_PIXELS = 1 << 14
@@ -116,6 +117,35 @@ def _window_means(images: Tensor) -> Tensor:
         fours = pairs.narrow(axis, 0, count) + pairs.narrow(axis, 2, count)
         sums = fours + pairs.narrow(axis, 4, count) + sums.narrow(axis, 6, count)
     return sums / SSIM_WINDOW**2
+
+
+def lpips(x: Tensor, reference: Tensor, network: Lpips) -> Tensor:
+    """Learned perceptual distance: 0 for equal images; what papers quote as LPIPS with AlexNet.
+
+    Each reference's minimum is taken as black and its maximum as white, for both images of a pair.
+
+    Parameters
+    ----------
+    x, reference : Tensor
+        (B, H, W), sides of at least 31 pixels.
+    network : Lpips
+        From ``reconstructor.lpips.load_lpips``.
+
+    Returns
+    -------
+    Tensor
+        (B,) float64; not finite where a reference has one value everywhere.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or a side is too short.
+    """
+    x, reference = _pair(x, reference)
+    black = reference.amin((1, 2), keepdim=True)
+    white = reference.amax((1, 2), keepdim=True)
+    scaled = (2 * (image - black) / (white - black) - 1 for image in (x, reference))
+    return network.on(x.device).distance(*scaled)
 
 
 def frc(x: Tensor, reference: Tensor) -> Tensor:
