@@ -3,7 +3,8 @@
     CRYOFLUX_DATA=/data python -m benchmarks.fidelity [table ...]
 
 Without arguments every table is made anew. Real images come from the folder that CRYOFLUX_DATA names; the
-simulated ones from the product's own specimen simulator.
+simulated ones from the product's own specimen simulator. LPIPS is measured with the weights in the folder
+that CRYOFLUX_LPIPS names, else not.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from torch import Tensor
 from common.calibration import Calibration
 from common.operators import CodedAperture, LinearOperator, PhasePlate
 from common.session import SpecimenSpec
+from common.settings import Settings
 from detector_sim.specimen import Specimen
-from reconstructor.quality import psnr, ssim
+from reconstructor.lpips import load_lpips
+from reconstructor.quality import lpips, psnr, ssim
 from reconstructor.recovery import recover
 from reconstructor.recovery.spectrum import SpectrumEstimator
 
@@ -168,6 +171,37 @@ def references() -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
+def perceptual() -> Iterator[str]:
+    """LPIPS of every recovery at its default; where no weights are given, that it was not measured.
+
+    Raises
+    ------
+    SystemExit
+        If the weights are not there or are not the published ones.
+    """
+    folder = Settings.load().lpips
+    if not folder:
+        yield "Not measured: no folder of weights was named (`CRYOFLUX_LPIPS`) when these tables were made."
+        return
+    try:
+        network = load_lpips(folder)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    noisy, clean = (t[:64] for t in simulated(0.1))
+    sets = [*((x, [x]) for x in real_images().values()), (noisy, [noisy, clean])]
+    for mask, build in PAPER_MASKS.items():
+        yield f"\n**{mask}**\n"
+        yield "| recovery | sample | seven | SNR 0.1, to the noisy frame | SNR 0.1, to the truth |"
+        yield "|---|---|---|---|---|"
+        for method in ("minimum_norm", *PRIORS):
+            cells: list[str] = []
+            for x, compared in sets:
+                op = build((x.shape[1], x.shape[2]), 0)
+                z = recovered(op.A(x), op, method)
+                cells += [f"{lpips(z, reference, network).mean():.3f}" for reference in compared]
+            yield f"| {method} | {' | '.join(cells)} |"
+
+
 def energy() -> Iterator[str]:
     """Signal energy over noise variance, from measurements alone."""
     sets = {
@@ -288,6 +322,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "real": real,
     "truth": truth,
     "references": references,
+    "lpips": perceptual,
     "energy": energy,
     "masks": masks,
     "sweep": sweep,

@@ -155,6 +155,11 @@ class Settings(BaseSettings):
     batch_pixels: int = Field(
         16_777_216, ge=1, description="pixels recovered at a time: 1024 particles, or one micrograph"
     )
+    lpips: str = Field(
+        "",
+        description="folder with the published weights of AlexNet and lpips, to judge reference frames by; "
+        "empty: LPIPS is not measured",
+    )
 
     # ---- sessions started from the command line
     session: dict[str, Any] = Field(
