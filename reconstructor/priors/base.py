@@ -25,7 +25,7 @@ class PriorCard(BaseModel):
     session's images can be brought to the same scale.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     content: Content = Field(
