@@ -183,7 +183,7 @@ class NetworkPrior:
         if after >= side:
             raise ValueError(
                 f"images with a side of {side} pixels: this network needs multiples of {self.multiple}, "
-                f"and images can be continued to one from {self.multiple // 2 + 1} pixels on"
+                f"and reflection can continue images to one from {(self.multiple + 4) // 3} pixels on"
             )
         return before, after
 
