@@ -75,6 +75,9 @@ EVENT_KINDS = (
     "not_let_in",
     "batch_halved",
     "batch_grown",
+    "recovery_slow",
+    "prior",
+    "prior_doubtful",
     "block_suspected",
     "frames_lost",
     "bad_file",
@@ -450,6 +453,22 @@ FREE_RESIDUAL = _metric(
     "cryoflux_frame_free_residual_ratio", "summary", WORKER,
     "Error in predicting measurements kept out of the recovery; 1: nothing predicted.", SETTING_LABELS,
 )  # fmt: skip
+PRIOR_SHIFT = _metric(
+    "cryoflux_frame_prior_shift_ratio", "summary", WORKER,
+    "How far a learned prior moved images from the linear estimate, relative to that.", SETTING_LABELS,
+)  # fmt: skip
+EVALUATIONS = _metric(
+    "cryoflux_recovery_evaluations", "gauge", WORKER,
+    "Evaluations of the learned prior's network for each image; absent where none is used.",
+)  # fmt: skip
+FRAMES_POSSIBLE = _metric(
+    "cryoflux_recovery_frames_per_second_possible", "gauge", WORKER,
+    "Frames per second that this worker can recover with a learned prior and so many evaluations, measured.",
+)  # fmt: skip
+FRAMES_ASKED = _metric(
+    "cryoflux_recovery_frames_per_second_asked", "gauge", WORKER,
+    "Frames per second that come to this worker to be recovered with a learned prior.",
+)  # fmt: skip
 
 GPU_LABELS = ("gpu", "uuid", "model")
 GPU_MEMORY_USED = _metric(
@@ -512,6 +531,10 @@ SESSION_FRC_RESOLUTION = _metric(
 SESSION_FREE_RESIDUAL = _metric(
     "cryoflux_session_free_residual_ratio", "gauge", CONTROL,
     "Mean free residual of the session's frames.", SETTING_LABELS,
+)  # fmt: skip
+SESSION_PRIOR_SHIFT = _metric(
+    "cryoflux_session_prior_shift_ratio", "gauge", CONTROL,
+    "Mean shift by the learned prior of the session's frames that were recovered with one.", SETTING_LABELS,
 )  # fmt: skip
 COMPONENTS = _metric(
     "cryoflux_components", "gauge", CONTROL,

@@ -37,6 +37,9 @@ _DTYPES = {
     "recovery_id": str,
     "worker": str,
     "recovered_at": "float64",
+    "prior_shift": "float64",
+    "posterior_spread": "float64",
+    "evaluations": "Int64",
     "metadata": str,
 }
 
@@ -92,7 +95,7 @@ def finalise(
     table["reference_slot"] = table["frame_id"].map({frame: k for k, frame in enumerate(references)})
     _write_star(output / STAR, table, start.get("optics") or {})
     with _replacing(output / TABLE) as path:
-        columns = table.drop(columns="metadata").astype({"reference_slot": "Int64"})
+        columns = table.drop(columns="metadata").astype({"reference_slot": "Int64", "evaluations": "Int64"})
         columns.to_csv(path, index=False)
     return Summary(
         frames_acquired=acquired,
@@ -174,13 +177,14 @@ def _write_star(path: Path, table: pd.DataFrame, optics: Mapping[str, Any]) -> N
 
 
 def _quality(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    judged = ["free_residual", "psnr", "ssim", "frc_resolution_angstrom"]
+    judged = ["free_residual", "prior_shift", "psnr", "ssim", "frc_resolution_angstrom"]
     quality: dict[str, dict[str, float]] = {}
     for config_id, rows in table.groupby("config_id"):
         means = {name: float(rows[name].mean()) for name in judged if rows[name].notna().any()}
         quality[str(config_id)] = {
             "frames": len(rows),
             "references": int(rows["reference"].sum()),
+            "learned_frames": int(rows["prior_shift"].notna().sum()),
             **means,
         }
     return quality

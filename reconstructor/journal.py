@@ -30,6 +30,9 @@ COLUMNS = (
     "recovered_at",  # Unix seconds, the worker's clock
     "latency_seconds",  # their difference: as exact as the two clocks agree
     "free_residual",
+    "prior_shift",  # empty, as the two that follow, where no learned prior was used
+    "posterior_spread",
+    "evaluations",  # of the prior's network, for each sample
     "reference",  # 1: the frame was also sent whole
     "psnr",
     "ssim",

@@ -23,7 +23,13 @@ class Measured:
         self._masks: dict[str, str] = {}
         self._quality: dict[metrics.Metric, dict[metrics.Labels, metrics.Distribution]] = {
             metric: {}
-            for metric in (metrics.PSNR, metrics.SSIM, metrics.FRC_RESOLUTION, metrics.FREE_RESIDUAL)
+            for metric in (
+                metrics.PSNR,
+                metrics.SSIM,
+                metrics.FRC_RESOLUTION,
+                metrics.FREE_RESIDUAL,
+                metrics.PRIOR_SHIFT,
+            )
         }
 
     def batch(self, method: str, frames: int, seconds: float) -> None:
@@ -59,6 +65,7 @@ class Measured:
             labels = self._labels(mask, results.compression_factor)
             for metric, values in (
                 (metrics.FREE_RESIDUAL, results.free_residual),
+                (metrics.PRIOR_SHIFT, [learned.prior_shift for learned in results.learned]),
                 (metrics.PSNR, results.psnr.values()),
                 (metrics.SSIM, results.ssim.values()),
                 (metrics.FRC_RESOLUTION, results.frc_resolution_angstrom.values()),

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
@@ -32,11 +32,30 @@ HEADER_BYTES = 1024
 CHUNK_BYTES = 64 << 20
 
 
+class Learned(NamedTuple):
+    """What a learned prior did to a frame.
+
+    Attributes
+    ----------
+    prior_shift : float or None
+        How far it moved the image from the linear estimate, relative to that; None if that is flat.
+    posterior_spread : float or None
+        Mean over the frame of the samples' standard deviation, in the frames' own units; None for one sample.
+    evaluations : int
+        Of its network, for each sample.
+    """
+
+    prior_shift: float | None
+    posterior_spread: float | None
+    evaluations: int
+
+
 @dataclass(eq=False, slots=True)
 class Results:
     """The frames of a block that were recovered, ready to be written.
 
-    ``rows`` says which frames of ``header`` they are; the lists have one value for each of them.
+    ``rows`` says which frames of ``header`` they are; the lists have one value for each of them, but for
+    ``learned``, which has none where no learned prior was used.
     """
 
     header: Frames
@@ -48,6 +67,7 @@ class Results:
     method: str
     recovered_at: float
     free_residual: Sequence[float | None]
+    learned: Sequence[Learned] = ()
     psnr: dict[int, float] = field(default_factory=dict)  # by frame_id, of reference frames
     ssim: dict[int, float] = field(default_factory=dict)
     frc_resolution_angstrom: dict[int, float] = field(default_factory=dict)
@@ -133,13 +153,14 @@ class ResultsWriter:
         self._journal.sync()
 
     def _kept(self, results: Results) -> Span | None:
-        """Where a block's measurements are kept: once, also where its frames are written one by one."""
+        """Where a block's measurements are kept: once, also where its frames are written in parts."""
         if self._archive is None:
             return None
         if self._kept_last is not None and self._kept_last[0] is results.buffers:
             return self._kept_last[1]
         span = self._archive.append(results.header, results.buffers)
-        self._kept_last = (results.buffers, span) if results.header.alone else None
+        in_parts = results.header.alone or results.header.wanted is not None
+        self._kept_last = (results.buffers, span) if in_parts else None
         return span
 
     def close(self) -> None:
@@ -165,7 +186,8 @@ class ResultsWriter:
 
     def _lines(self, results: Results, span: Span | None) -> Iterator[tuple[Any, ...]]:
         header = results.header
-        for row, free_residual in zip(results.rows, results.free_residual, strict=True):
+        learned = results.learned or [(None, None, None)] * len(results.rows)
+        for row, free_residual, prior in zip(results.rows, results.free_residual, learned, strict=True):
             frame, acquired_at = header.frame_ids[row], header.acquired_at[row]
             metadata = header.metadata and {name: column[row] for name, column in header.metadata.items()}
             yield (
@@ -180,6 +202,7 @@ class ResultsWriter:
                 results.recovered_at,
                 max(0.0, results.recovered_at - acquired_at),  # of two clocks, which may disagree
                 free_residual,
+                *prior,
                 int(frame in header.reference_ids),
                 results.psnr.get(frame),
                 results.ssim.get(frame),

@@ -20,8 +20,8 @@ from rich.table import Table
 LINE_EVERY_SECONDS = 5.0
 TABLE_WIDTH = 120
 WORTH_A_WARNING = {"bad_file", "worker_silent", "worker_refused", "not_let_in", "silent", "failed", "error",
-                   "archive_failed"}  # fmt: skip
-WORTH_A_NOTE = {"worker_back", "returned", "pause", "resume", "acquisition", "recovery", "archive"}
+                   "archive_failed", "recovery_slow", "prior_doubtful"}  # fmt: skip
+WORTH_A_NOTE = {"worker_back", "returned", "pause", "resume", "acquisition", "recovery", "archive", "prior"}
 
 
 class Display:
@@ -178,7 +178,9 @@ def recovered_summary(account: Mapping[str, Any], output: Path, *, found: int, s
 
 def _configurations_table(console: Console, account: Mapping[str, Any], output: Path) -> None:
     table = Table(box=box.SIMPLE, pad_edge=False)
-    for heading in ("from", "frames", "C", "mask", "PSNR dB", "SSIM", "FRC Å", "free"):
+    is_learned = any(known["quality"].get("prior_shift") is not None for known in account["configurations"])
+    headings = ("from", "frames", "C", "mask", "PSNR dB", "SSIM", "FRC Å", "free")
+    for heading in (*headings, *(["shift"] if is_learned else [])):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "mask" else "right")
     for known in account["configurations"]:
         quality = known["quality"]
@@ -191,6 +193,7 @@ def _configurations_table(console: Console, account: Mapping[str, Any], output: 
             _number(quality["ssim"], ".3f"),
             _number(quality["frc_resolution_angstrom"], ".2f"),
             _number(quality["free_residual"], ".3f"),
+            *([_number(quality.get("prior_shift"), ".3f")] if is_learned else []),
         )
     console.print(table)
     console.print(f"[bold]{'results':>9}[/]  {escape(str(output))}")
@@ -360,11 +363,12 @@ def _quality(quality: Mapping[str, Any]) -> str:
         ("PSNR", "psnr", ".1f", " dB"),
         ("SSIM", "ssim", ".3f", ""),
         ("free residual", "free_residual", ".3f", ""),
+        ("prior shift", "prior_shift", ".3f", ""),
     )
     return ", ".join(
         f"{label} {quality[name]:{form}}{unit}"
         for label, name, form, unit in named
-        if quality[name] is not None
+        if quality.get(name) is not None
     )
 
 

@@ -38,7 +38,7 @@ from services.control_plane.routes import (
 from services.control_plane.sessions import Finalise, Sessions
 from services.control_plane.sign_in import COOKIE
 
-API_VERSION = "1.2.0"
+API_VERSION = "1.3.0"
 BASE = "/api/v1"
 
 DESCRIPTION = """

@@ -21,6 +21,7 @@ QUALITY = {
     "ssim": metrics.SESSION_SSIM,
     "frc_resolution_angstrom": metrics.SESSION_FRC_RESOLUTION,
     "free_residual": metrics.SESSION_FREE_RESIDUAL,
+    "prior_shift": metrics.SESSION_PRIOR_SHIFT,
 }
 
 

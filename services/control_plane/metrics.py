@@ -16,7 +16,11 @@ from services.control_plane.session import Session
 from services.control_plane.states import State
 
 RATE_WINDOW_SECONDS = 5.0
-JUDGED = {"frames": ("psnr", "ssim", "frc_resolution_angstrom"), "free_frames": ("free_residual",)}
+JUDGED = {
+    "frames": ("psnr", "ssim", "frc_resolution_angstrom"),
+    "free_frames": ("free_residual",),
+    "learned_frames": ("prior_shift",),
+}
 """What workers sum up, by what they count it over."""
 
 
@@ -62,6 +66,14 @@ class Quality(BaseModel):
         default=None,
         description="error in predicting measurements kept out of the recovery; 1: nothing predicted",
     )
+    learned_frames: int = Field(
+        default=0, description="frames recovered with a learned prior: the prior shift is theirs"
+    )
+    prior_shift: float | None = Field(
+        default=None,
+        description="how far the learned prior moved images from the linear estimate, relative to that; "
+        "0: not at all",
+    )
 
 
 class ConfigurationFigures(BaseModel):
@@ -91,6 +103,15 @@ class WorkerFigures(BaseModel):
     frames_rejected: int = 0
     frames_per_s: float = Field(default=0.0, description="recovered, of the last seconds")
     batch_frames_mean: float | None = Field(default=None, description="frames recovered at a time")
+    evaluations: int | None = Field(
+        default=None, description="of the learned prior's network for each image; null: none is used"
+    )
+    frames_per_s_possible: float | None = Field(
+        default=None, description="that it can recover so, measured; null: no learned prior, or not known yet"
+    )
+    frames_per_s_asked: float | None = Field(
+        default=None, description="that come to it to be recovered so; null: not known yet"
+    )
     credits: int | None = Field(
         default=None, description="blocks it would take now; null: the detector does not know it"
     )
@@ -182,10 +203,12 @@ def configurations(session: Session) -> list[ConfigurationFigures]:
 
 def final_quality(figures: Mapping[str, Mapping[str, float]]) -> dict[str, Quality]:
     """From the tables of all frames."""
-    names = ("psnr", "ssim", "frc_resolution_angstrom", "free_residual")
+    names = ("psnr", "ssim", "frc_resolution_angstrom", "free_residual", "prior_shift")
     return {
         config_id: Quality(
-            references=int(known["references"]), **{name: finite(known.get(name)) for name in names}
+            references=int(known["references"]),
+            learned_frames=int(known.get("learned_frames", 0)),
+            **{name: finite(known.get(name)) for name in names},
         )
         for config_id, known in figures.items()
     }
@@ -195,13 +218,15 @@ def _live_quality(session: Session) -> dict[str, Quality]:
     """From what the workers have counted so far."""
     quality: dict[str, Quality] = {}
     for config_id, sums in session.workers.total().get("quality", {}).items():
-        judged = sums["frames"]
+        judged, learned = sums["frames"], sums.get("learned_frames", 0.0)
         quality[config_id] = Quality(
             references=round(judged),
             psnr=ratio(sums["psnr_sum"], judged),
             ssim=ratio(sums["ssim_sum"], judged),
             frc_resolution_angstrom=finite(ratio(sums["frc_resolution_angstrom_sum"], judged)),
             free_residual=ratio(sums["free_residual_sum"], sums["free_frames"]),
+            learned_frames=round(learned),
+            prior_shift=ratio(sums.get("prior_shift_sum", 0.0), learned),
         )
     return quality
 
@@ -216,12 +241,15 @@ def mean_quality(figures: Iterable[ConfigurationFigures]) -> Quality:
         return ratio(sum(value * count for value, count in known), sum(count for _, count in known))
 
     references = [figure.quality.references for figure in figures]
+    learned = [figure.quality.learned_frames for figure in figures]
     return Quality(
         references=sum(references),
         psnr=mean("psnr", references),
         ssim=mean("ssim", references),
         frc_resolution_angstrom=mean("frc_resolution_angstrom", references),
         free_residual=mean("free_residual", [figure.frames for figure in figures]),
+        learned_frames=sum(learned),
+        prior_shift=mean("prior_shift", learned),
     )
 
 
@@ -232,7 +260,7 @@ def recent_quality(session: Session) -> Quality:
         for name, value in figures.items():
             sums[name] = sums.get(name, 0.0) + value
     before, means = session.judged, dict[str, float | None]()
-    references = 0.0
+    counted = dict.fromkeys(JUDGED, 0.0)
     for count, names in JUDGED.items():
         new = sums.get(count, 0.0) - before.get(count, 0.0)
         if new > 0:
@@ -240,8 +268,9 @@ def recent_quality(session: Session) -> Quality:
             for name in names:
                 means[name] = finite((kept[f"{name}_sum"] - before.get(f"{name}_sum", 0.0)) / new)
             session.judged = {**session.judged, **kept}
-            references = new if count == "frames" else references
-    return Quality(references=round(references), **means)  # pyright: ignore[reportArgumentType]
+            counted[count] = new
+    references, learned = round(counted["frames"]), round(counted["learned_frames"])
+    return Quality(references=references, learned_frames=learned, **means)  # pyright: ignore[reportArgumentType]
 
 
 def limits(session: Session, sizes: ByteCounts) -> tuple[float | None, float | None]:
@@ -352,6 +381,9 @@ def _worker(component: Component, rates: RateWindow | None, served: Mapping[str,
         frames_rejected=rejected,
         frames_per_s=rates.rates().frames_per_s if rates is not None and component.present else 0.0,
         batch_frames_mean=ratio(recovered + rejected, known.get("batches", 0)),
+        evaluations=known.get("evaluations"),
+        frames_per_s_possible=known.get("frames_per_s_possible"),
+        frames_per_s_asked=known.get("frames_per_s_asked"),
         credits=served.get("credit"),
         frames_held=served.get("in_flight"),
     )

@@ -211,6 +211,17 @@ class FrameView(BaseModel):
     free_residual: float | None = Field(
         description="error in predicting measurements kept out of the recovery; null: none were"
     )
+    prior_shift: float | None = Field(
+        description="how far the learned prior moved the image from the linear estimate, relative to that; "
+        "null: none was used"
+    )
+    posterior_spread: float | None = Field(
+        description="mean over the frame of the samples' standard deviation, in the frame's units; null: one "
+        "sample, or no learned prior"
+    )
+    evaluations: int | None = Field(
+        description="of the learned prior's network, for each sample; null: none was used"
+    )
     metadata: dict[str, Any] = Field(description="RELION columns that the source gave the frame")
 
     @classmethod
@@ -233,6 +244,9 @@ class FrameView(BaseModel):
             ssim=finite(_number(known.get("ssim"))),
             frc_resolution_angstrom=finite(_number(known.get("frc_resolution_angstrom"))),
             free_residual=finite(_number(known.get("free_residual"))),
+            prior_shift=finite(_number(known.get("prior_shift"))),
+            posterior_spread=finite(_number(known.get("posterior_spread"))),
+            evaluations=int(known["evaluations"]) if "evaluations" in known else None,
             metadata=json.loads(known.get("metadata", "{}")),
         )
 

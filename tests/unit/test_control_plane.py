@@ -557,6 +557,9 @@ def test_metrics_are_what_the_detector_and_the_workers_counted(
         "frames_recovered": 60,
         "recovery_seconds": 2.0,
         "busy_share": 0.5,
+        "evaluations": 14,
+        "frames_per_s_possible": 2.5,
+        "frames_per_s_asked": 3.5,
         "quality": {
             config_id: {
                 "frames": 4.0,
@@ -565,6 +568,8 @@ def test_metrics_are_what_the_detector_and_the_workers_counted(
                 "frc_resolution_angstrom_sum": 40.0,
                 "free_frames": 60.0,
                 "free_residual_sum": 54.0,
+                "learned_frames": 20.0,
+                "prior_shift_sum": 5.0,
             }
         },
     }
@@ -590,12 +595,16 @@ def test_metrics_are_what_the_detector_and_the_workers_counted(
         "ssim": 0.5,
         "frc_resolution_angstrom": 10.0,
         "free_residual": pytest.approx(0.9),
+        "learned_frames": 20,
+        "prior_shift": 0.25,
     }
     assert figures["quality"] == quality
     (known,) = figures["configurations"]
     assert (known["config_id"], known["compression_factor"], known["quality"]) == (config_id, 2.0, quality)
     assert figures["recovery_seconds"] == 2.0
     (seen,) = figures["workers"]
+    pace = (seen["evaluations"], seen["frames_per_s_possible"], seen["frames_per_s_asked"])
+    assert pace == (14, 2.5, 3.5)
     assert (seen["name"], seen["present"], seen["device"], seen["busy_share"]) == (
         "worker-1",
         True,

@@ -35,7 +35,7 @@ from detector_sim.metrics import Figures, families
 from detector_sim.series import SeriesTotals, State
 from reconstructor.metrics import Measured
 from reconstructor.recovery import METHODS
-from reconstructor.writer import Results
+from reconstructor.writer import Learned, Results
 from services.control_plane.requests import RequestTimes, TimedRequests
 from services.control_plane.states import State as SessionState
 
@@ -311,13 +311,16 @@ def test_quality_is_told_by_mask_and_factor() -> None:
     measured.configuration("c", "coded-aperture", 2.0)
     measured.judged(results(psnr={0: 21.0, 1: float("inf")}, ssim={0: -0.25}))
     measured.judged(results(psnr={0: 23.0}, free_residual=[float("nan"), 1.5]))
+    measured.judged(results(learned=[Learned(0.25, None, 20), Learned(None, None, 20)]))
     found = samples(measured.families())
     labels = {"mask": "coded-aperture", "compression_factor": "2"}
     assert value(found, "cryoflux_frame_psnr_decibels_count", **labels) == 2
     assert value(found, "cryoflux_frame_psnr_decibels_sum", **labels) == 44
     assert value(found, "cryoflux_frame_ssim_sum", **labels) == 0  # a sum must not decrease
     assert value(found, "cryoflux_frame_ssim_count", **labels) == 1
-    assert value(found, "cryoflux_frame_free_residual_ratio_sum", **labels) == 2.0
+    assert value(found, "cryoflux_frame_free_residual_ratio_sum", **labels) == 2.5
+    assert value(found, "cryoflux_frame_prior_shift_ratio_sum", **labels) == 0.25
+    assert value(found, "cryoflux_frame_prior_shift_ratio_count", **labels) == 1
 
 
 def test_batches_are_told_by_method_and_all_methods_are_there() -> None:

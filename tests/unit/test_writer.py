@@ -8,10 +8,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mrcfile
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,7 +34,7 @@ from reconstructor.archive import (
 )
 from reconstructor.finalise import finalise, read_journals
 from reconstructor.journal import find_row
-from reconstructor.writer import Results, ResultsWriter, read_recovered
+from reconstructor.writer import Learned, Results, ResultsWriter, read_recovered
 
 SHAPE = (12, 10)
 CODEC = CodecSpec(values="integer", coding="packed")
@@ -162,6 +164,57 @@ def test_results_open_in_mrcfile_and_starfile_with_everything_kept(tmp_path: Pat
     assert table["free_residual"].isna().tolist() == [True, False, True, True, False]
     assert set(table["config_id"]) == {CONFIGURATION.config_id}
     assert summary.quality[CONFIGURATION.config_id]["psnr"] == 30.0
+
+
+def test_what_a_learned_prior_did_stands_in_the_frames_own_row(tmp_path: Path) -> None:
+    learned = [Learned(0.25, None, 20), Learned(None, 1.5, 10)]
+    with_prior = replace(_results([0, 1]), learned=learned, method="diffusion")
+    _write(tmp_path, "a", [with_prior], [_results([2, 3])])
+    summary = finalise(tmp_path, OPENED, {"frames_acquired": 4})
+    lines = (tmp_path / "frames.csv").read_text().splitlines()
+    names = lines[0].split(",")
+    first = names.index("prior_shift")
+    assert names[first - 1 : first + 4] == [
+        "free_residual", "prior_shift", "posterior_spread", "evaluations", "reference",
+    ]  # fmt: skip
+    rows = [line.split(",")[first : first + 3] for line in lines[1:]]
+    assert rows == [["0.25", "", "20"], ["", "1.5", "10"], ["", "", ""], ["", "", ""]]
+    quality = summary.quality[CONFIGURATION.config_id]
+    assert (quality["learned_frames"], quality["prior_shift"]) == (1, 0.25)
+    assert find_row(tmp_path, 1)["evaluations"] == "10"
+
+
+def test_a_session_without_a_learned_prior_has_empty_columns_for_it(tmp_path: Path) -> None:
+    _write(tmp_path, "a", [_results([0, 1])])
+    summary = finalise(tmp_path, OPENED, {"frames_acquired": 2})
+    table = pd.read_csv(tmp_path / "frames.csv")
+    assert table[["prior_shift", "posterior_spread", "evaluations"]].isna().all(axis=None)
+    quality = summary.quality[CONFIGURATION.config_id]
+    assert quality["learned_frames"] == 0
+    assert "prior_shift" not in quality
+
+
+def test_a_block_that_is_written_in_parts_keeps_its_measurements_once(tmp_path: Path) -> None:
+    whole = _results([0, 1, 2, 3])
+    parts = [
+        replace(
+            whole,
+            header=msgspec.structs.replace(whole.header, wanted=[first, first + 1]),
+            rows=[first, first + 1],
+            images=whole.images[first : first + 2],
+            free_residual=whole.free_residual[first : first + 2],
+        )
+        for first in (0, 2)
+    ]
+    _write(tmp_path, "a", [parts[0]], [parts[1]])
+    assert [type(record.message) for record in records(archives(tmp_path)[0])] == [
+        Start, ConfigurationNotice, Frames,
+    ]  # fmt: skip
+    summary = finalise(tmp_path, OPENED, {"frames_acquired": 4})
+    assert (summary.frames_recovered, summary.duplicates_dropped) == (4, 0)
+    for frame in range(4):
+        np.testing.assert_array_equal(read_frame(tmp_path, frame)[1], _measurement(frame))
+        np.testing.assert_array_equal(read_recovered(tmp_path, frame), _image(frame))
 
 
 def test_a_frame_delivered_twice_appears_once(tmp_path: Path) -> None:

@@ -241,6 +241,7 @@ def session() -> dashboard.Dashboard:
                     Column(
                         f"{BY_SETTING} (cryoflux_session_free_residual_ratio)", "Free residual", "none", 3
                     ),
+                    Column(f"{BY_SETTING} (cryoflux_session_prior_shift_ratio)", "Prior shift", "none", 3),
                 ],
                 rows={"mask": "Mask", "compression_factor": "C"},
             )
@@ -280,6 +281,15 @@ def session() -> dashboard.Dashboard:
                 Query(recent_mean("cryoflux_frame_free_residual_ratio"), SETTING),
                 unit="none",
                 thresholds=steps((None, "transparent"), (1, "red")),
+            )
+        )
+        .with_panel(
+            graph(
+                "Prior shift",
+                "How far a learned prior moved images from the linear estimate of the same measurements, "
+                "relative to that: the larger, the more of an image is the prior's.",
+                Query(recent_mean("cryoflux_frame_prior_shift_ratio"), SETTING),
+                unit="none",
             )
         )
         # ---- accounts

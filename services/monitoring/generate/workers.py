@@ -210,6 +210,32 @@ def workers() -> dashboard.Dashboard:
                 unit=SECONDS,
             )
         )
+        .with_panel(
+            graph(
+                "Learned prior: evaluations",
+                "Of its network for each image. A worker takes as many as the stream leaves time for, unless "
+                "the session says how many.",
+                Query(f"max by (name) (cryoflux_recovery_evaluations{{{CHOSEN}}})", "{{name}}"),
+                unit="short",
+            )
+        )
+        .with_panel(
+            graph(
+                "Learned prior: keeping up",
+                "Frames per second that a worker can recover with so many evaluations, and (dashed) those "
+                "that come to it. Where more come, frames wait.",
+                Query(
+                    f"max by (name) (cryoflux_recovery_frames_per_second_possible{{{CHOSEN}}})",
+                    "{{name}}: possible",
+                ),
+                Query(
+                    f"max by (name) (cryoflux_recovery_frames_per_second_asked{{{CHOSEN}}})",
+                    "{{name}}: asked",
+                    DASHED,
+                ),
+                unit=FRAMES_PER_SECOND,
+            )
+        )
         # ---- the wire
         .with_row(row("Credits and redeliveries"))
         .with_panel(

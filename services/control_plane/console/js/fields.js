@@ -191,6 +191,15 @@ export const METHOD_FIELDS = {
     number("parameters.step", "Step", "by the mask"),
     ...DATA_STEP,
   ],
+  diffusion: [
+    text("parameters.prior", "Prior", "small", {
+      wide: true, hint: "one that comes with CryoFlux, or a folder as the workers see it",
+    }),
+    number("parameters.evaluations", "Evaluations", "what keeps up, 10 to 50", { hint: "of the network, for each image" }),
+    number("parameters.samples", "Samples", "1", { hint: "more than one: their mean, and how far they spread" }),
+    number("parameters.seed", "Seed", "0"),
+    choice("parameters.sampler", "Sampler", [["", "default (posterior)"], "posterior", "nesterov"]),
+  ],
 };
 
 /** The honest compression factor that a mask asks for, as far as it can be told before it is built. */

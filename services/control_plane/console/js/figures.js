@@ -153,6 +153,6 @@ export function showStanding({ session, metrics }) {
 export function qualityCells(quality) {
   return [
     fixed(quality?.psnr, 2), fixed(quality?.ssim, 3), fixed(quality?.frc_resolution_angstrom, 2),
-    fixed(quality?.free_residual, 3),
+    fixed(quality?.free_residual, 3), fixed(quality?.prior_shift, 3),
   ];
 }

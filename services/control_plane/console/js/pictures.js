@@ -5,7 +5,7 @@ import { api, call, Problem, request } from "./api.js";
 import { draw } from "./beat.js";
 import { Line } from "./command.js";
 import { by, element, mark, say } from "./dom.js";
-import { clock, count, fixed, NONE, seconds, short } from "./format.js";
+import { clock, count, fixed, NONE, number, seconds, short } from "./format.js";
 
 const VIEWS = [
   ["measurement", "Measurement", "what came over the wire"],
@@ -16,11 +16,18 @@ const VIEWS = [
 const LARGEST_SIDE = 640; // larger frames are asked for at this size
 const CONTRAST = { low: 1, high: 99, scale: "own" };
 
+export const PRIOR_SHIFT = "how far the learned prior moved the image from the linear (Wiener) estimate of the same "
+  + "data, relative to that: the larger, the more of what you see is the prior's";
+
 const FACTS = [
   ["psnr", "PSNR", (f) => fixed(f.psnr, 2), "dB"],
   ["ssim", "SSIM", (f) => fixed(f.ssim, 3), ""],
   ["frc", "FRC", (f) => fixed(f.frc_resolution_angstrom, 2), "Å"],
   ["free", "Free residual", (f) => fixed(f.free_residual, 3), ""],
+  ["shift", "Prior shift", (f) => fixed(f.prior_shift, 3), "", PRIOR_SHIFT],
+  ["spread", "Spread", (f) => number(f.posterior_spread), "", "standard deviation of the samples, mean over the frame, "
+    + "in the frame's units: where it is large the data leave the image open"],
+  ["evaluations", "Evaluations", (f) => count(f.evaluations), "", "of the learned prior's network, for each sample"],
   ["c", "C", (f) => short(f.compression_factor, 3), ""],
   ["config", "Configuration", (f) => f.config_id, ""],
   ["method", "Recovery", (f) => f.method.replace("_", " "), ""],
@@ -29,6 +36,8 @@ const FACTS = [
   ["worker", "Worker", (f) => (f.attempt > 1 ? `${f.worker}, delivery ${f.attempt}` : f.worker), ""],
   ["defocus", "Defocus", (f) => defocus(f.metadata), "µm"],
 ];
+
+const ONLY_WHERE_KNOWN = new Set(["shift", "spread", "evaluations", "defocus"]);
 
 export class Pictures {
   constructor(model) {
@@ -51,9 +60,10 @@ export class Pictures {
       by("pictures").append(place);
       return [view, { canvas, empty, name, note, what, context: canvas.getContext("2d") }];
     }));
-    this.facts = new Map(FACTS.map(([id, name, , unit]) => {
+    this.facts = new Map(FACTS.map(([id, name, , unit, hint]) => {
       const value = element("dd", {}, NONE);
-      by("frame-facts").append(element("div", { "data-fact": id }, element("dt", {}, name), value));
+      by("frame-facts").append(element("div", { "data-fact": id, title: hint, hidden: ONLY_WHERE_KNOWN.has(id) },
+        element("dt", {}, name), value));
       return [id, { value, unit }];
     }));
     document.addEventListener("visibilitychange", () => document.hidden || this.follow());
@@ -254,7 +264,7 @@ export class Pictures {
     for (const [id, , show, unit] of FACTS) {
       const text = facts === null ? NONE : show(facts);
       say(this.facts.get(id).value, text === NONE || !unit ? text : `${text} ${unit}`);
-      this.facts.get(id).value.parentElement.hidden = id === "defocus" && text === NONE;
+      this.facts.get(id).value.parentElement.hidden = ONLY_WHERE_KNOWN.has(id) && text === NONE;
     }
   }
 }

@@ -1,8 +1,9 @@
 // Configurations, workers, and the log of events.
 
-import { by, element, say, Table } from "./dom.js";
+import { by, element, mark, say, Table } from "./dom.js";
 import { clock, count, fixed, NONE, number, percent, short } from "./format.js";
 import { qualityCells } from "./figures.js";
+import { PRIOR_SHIFT } from "./pictures.js";
 
 const GONE_KEPT = 6;
 
@@ -32,11 +33,13 @@ export class Configurations {
       { title: "SSIM", class: "right" },
       { title: "FRC Å", class: "right", hint: "resolution at FRC = 0.143; smaller is finer" },
       { title: "Free res.", class: "right", hint: "error in predicting held-out measurements; 1: nothing predicted" },
+      { title: "Prior shift", class: "right learned", hint: PRIOR_SHIFT },
     ], "no frame was acquired yet");
   }
 
   show({ metrics, acquisition, session }) {
     const used = new Map((metrics?.configurations ?? []).map((known) => [known.config_id, known]));
+    mark(by("configurations"), "data-learned", metrics?.quality.learned_frames > 0 ? "" : null);
     // one that was just set has no frames yet, but it is there
     for (const setting of session?.acquisition ?? []) {
       if (!used.has(setting.config_id)) used.set(setting.config_id, { ...setting, frames: 0, quality: null });
@@ -106,7 +109,7 @@ export class Workers {
       cells: [
         worker.name,
         { text: worker.present ? "heard" : "gone", tone: worker.present ? "good" : "bad" },
-        worker.present ? number(worker.frames_per_s) : NONE,
+        { text: worker.present ? number(worker.frames_per_s) : NONE, title: pace(worker) },
         worker.present ? percent(worker.busy_share) : NONE,
         { text: count(worker.frames_recovered), title: `${count(worker.frames_rejected)} rejected` },
         worker.present ? short(worker.batch_frames_mean, 1) : NONE,
@@ -120,8 +123,15 @@ export class Workers {
   }
 }
 
+/** How a worker keeps up with a learned prior. */
+function pace(worker) {
+  if (!worker.present || !worker.evaluations) return null;
+  return `${worker.evaluations} evaluations of the learned prior for each image; `
+    + `${number(worker.frames_per_s_possible)} frames/s possible, ${number(worker.frames_per_s_asked)} asked for`;
+}
+
 const TONES = { failed: "bad", silent: "bad", killed: "bad", bad_file: "warn", rejected: "warn", lost: "bad",
-  redelivered: "warn", acquisition: "accent", recovery: "accent", completed: "good", registered: "good",
+  redelivered: "warn", recovery_slow: "warn", prior_doubtful: "warn", prior: "accent", acquisition: "accent", recovery: "accent", completed: "good", registered: "good",
   returned: "good", started: "good" }; // prettier-ignore
 
 export class Log {
