@@ -28,7 +28,8 @@ from services.control_plane.https import Certificate, trusting
 from services.control_plane.places import Places, named_by
 from services.control_plane.server import listen
 from services.display import Display, serving
-from services.failure import CannotRun
+from services.failure import CannotRun, WrongOption
+from services.priors import FIELD as PRIOR_FIELD
 from services.supervisor import GRACE_SECONDS, GaveUp, Supervisor
 
 READY_SECONDS = 180.0
@@ -82,7 +83,10 @@ class Place:
 def live(plan: Plan, place: Place, *, overwrite: bool) -> int:
     """Run a session in its own processes; the exit code: 0 if every frame acquired was recovered."""
     output = Path(plan.spec.output or "output").absolute()
-    spec, _ = Places().settled(plan.spec.model_copy(update={"output": str(output)}))
+    spec, problems = Places().settled(plan.spec.model_copy(update={"output": str(output)}))
+    for problem in problems:
+        if problem.field == PRIOR_FIELD:  # all else is told by the control plane
+            raise WrongOption(f"--parameter prior: {problem.message}")
     plan = Plan(spec, plan.changes)
     place.check()
     clear(output, overwrite=overwrite)

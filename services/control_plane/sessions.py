@@ -35,6 +35,8 @@ from services.control_plane.session import AcquisitionSetting, RecoverySetting, 
 from services.control_plane.states import OVER, State, Trigger, WrongState, after
 from services.control_plane.stream import Followers
 from services.explain import FieldProblem, explain
+from services.priors import prior_of
+from services.priors import settled as settled_recovery
 
 log = logging.getLogger(__name__)
 
@@ -291,6 +293,7 @@ class Sessions:
         first = {"effective_from_frame": 0, "error_bound": configuration.codec.error_bound}
         self._acquires(session, {**configuration.model_dump(mode="json"), **first})
         self._note(session, "started", f"session {session.id} started; results go to {opened['output']}")
+        await self._tell_of_prior(session, spec.recovery)
         self._archive(session)
         self._listen_again(session, detector)
         return session
@@ -369,10 +372,15 @@ class Sessions:
                 }
             )
             self._check_recovery(spec)
+            spec, problems = await asyncio.to_thread(settled_recovery, spec, self.places.inputs)
+            if problems:
+                raise InvalidValue(problems)
             if not any(worker.present for worker in self._bus.workers):
                 raise Unavailable("no worker is registered; start one: cryoflux reconstructor")
             taken = await self._set_recovery(session, spec)
             self._note(session, "recovery", f"recovery {spec.method} {spec.parameters or ''}".strip())
+            if (spec.method, spec.parameters.get("prior")) != (before.method, before.parameters.get("prior")):
+                await self._tell_of_prior(session, spec)
             return session.recovery[-1], taken
 
     # ---- the bus's listener
@@ -525,6 +533,20 @@ class Sessions:
             )
         )
         return {worker.name: answer for worker, answer in zip(workers, answers, strict=True)}
+
+    async def _tell_of_prior(self, session: Session, spec: RecoverySpec) -> None:
+        """Say which learned prior is used, what it was trained on, and where these frames are otherwise."""
+        try:
+            prior = await asyncio.to_thread(prior_of, spec, self.places.inputs)
+        except ValueError as error:  # it was there a moment ago
+            log.warning("%s", error_line(error))
+            return
+        if prior is None:
+            return
+        self._note(session, "prior", prior.told())
+        opened = session.opened
+        if doubt := prior.doubt(tuple(opened["shape"]), opened["pixel_size_angstrom"]):
+            self._note(session, "prior_doubtful", doubt)
 
     async def _tell(self, component: Component, verb: str, **arguments: Any) -> str:
         """A command whose failure is not the asker's concern; what was wrong, or nothing."""
