@@ -13,6 +13,9 @@ RESULTS = ("recovered.mrcs", "references.mrcs", "recovered.star", "frames.csv", 
            "measurements")  # fmt: skip
 """What a session's folder of results holds in the end."""
 
+STRUCTURES = ("cage", "barrel", "ring", "bundle")
+"""Shapes that the specimen simulator builds itself; any other structure is the path of a file."""
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -21,7 +24,11 @@ class _Model(BaseModel):
 class SpecimenSpec(_Model):
     """What the specimen simulator makes; see detector_sim.specimen."""
 
-    structure: Place = Field(default="cage", description="'cage' or the path of a PDB, mmCIF or MRC file")
+    structure: Place = Field(
+        default="cage",
+        description="a built-in shape ('cage', 'barrel', 'ring' or 'bundle'), or the path of a PDB, mmCIF or "
+        "MRC file",
+    )
     output: Literal["particles", "micrographs"] = "particles"
     side_pixels: Whole = Field(default=128, ge=16, le=8192, description="side of the square frame")
     pixel_size_angstrom: Number = Field(default=1.5, gt=0, le=50)

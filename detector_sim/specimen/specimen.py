@@ -22,6 +22,7 @@ Frame n depends on the seed and n alone, not on how many frames are made togethe
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,12 @@ import torch
 from torch import Tensor
 
 from common.roots import ANYWHERE, NotAllowed, Roots
-from common.session import SpecimenSpec
+from common.session import STRUCTURES, SpecimenSpec
 from detector_sim.specimen.placement import most_discs, place_discs
 from detector_sim.specimen.potential import MAP_SUFFIXES, Potential, potential_of_atoms, potential_of_map
 from detector_sim.specimen.projection import Projector, relion_matrix
 from detector_sim.specimen.scattering import interaction_parameter
-from detector_sim.specimen.structure import cage_atoms, read_atoms
+from detector_sim.specimen.structure import read_atoms, shape_atoms
 from detector_sim.specimen.transfer import contrast_transfer
 
 _STREAM_TRUTH, _STREAM_NOISE = 0, 1
@@ -190,26 +191,43 @@ class Specimen:
 
     def batch(self, first: int, count: int) -> SimulatedBatch:
         """Frames first .. first+count-1 and their truth."""
-        size = self._chunk_frames
         frames = np.empty((count, *self.shape), self.dtype)
         clean = np.empty((count, *self.shape), np.float32)
         rotations: list[np.ndarray] = []
         metadata: dict[str, list[Any]] = {}
         particles: dict[str, list[Any]] = {}
         done = 0
-        while done < count:
-            number, begin = divmod(first + done, size)
-            end = min(size, begin + count - done)
-            chunk = self._chunk(number)
-            self._expose(chunk.contrast[begin:end], first + done, frames[done:], clean[done:])
+        for chunk, begin, end in self._chunks(first, count):
+            made = slice(done, done + end - begin)
+            clean[made] = self._noise_free(chunk.contrast[begin:end])
+            for index in range(made.start, made.stop):
+                frames[index] = self._exposed(clean[index], first + index)
             each = chunk.particles_per_frame
             rotations.append(chunk.rotations[begin * each : end * each])
             for name, values in chunk.metadata.items():
                 metadata.setdefault(name, []).extend(values[begin:end])
             for name, values in chunk.particles.items():
                 particles.setdefault(name, []).extend(values[begin * each : end * each])
-            done += end - begin
+            done = made.stop
         return SimulatedBatch(frames, clean, np.concatenate(rotations), metadata, particles)
+
+    def clean(self, first: int, count: int) -> np.ndarray:
+        """``batch(first, count).clean``, (count, H, W) float32, sooner: no noise is drawn."""
+        clean = np.empty((count, *self.shape), np.float32)
+        done = 0
+        for chunk, begin, end in self._chunks(first, count):
+            clean[done : done + end - begin] = self._noise_free(chunk.contrast[begin:end])
+            done += end - begin
+        return clean
+
+    def _chunks(self, first: int, count: int) -> Iterator[tuple[_Chunk, int, int]]:
+        """The chunks that hold frames first .. first+count-1, and which of theirs: from, up to."""
+        done = 0
+        while done < count:
+            number, begin = divmod(first + done, self._chunk_frames)
+            end = min(self._chunk_frames, begin + count - done)
+            yield self._chunk(number), begin, end
+            done += end - begin
 
     def _chunk(self, number: int) -> _Chunk:
         """Frames number*size .. : always made together, so that rounding does not depend on what is asked."""
@@ -224,21 +242,19 @@ class Specimen:
                 return self._make_micrograph(numbers[0])
             return self._make_particles(numbers)
 
-    def _expose(self, contrast: Tensor, first: int, frames: np.ndarray, clean: np.ndarray) -> None:
-        """Write the clean and the noisy frames of a contrast (b, H, W) at the start of two arrays."""
-        count = len(contrast)
+    def _noise_free(self, contrast: Tensor) -> np.ndarray:
+        """Clean frames (b, H, W) float32 of a contrast (b, H, W)."""
         if self.spec.snr is not None:
-            clean[:count] = contrast.numpy() * np.float32(self._signal_scale)
-            for index in range(count):
-                noise = self._generator(first + index, _STREAM_NOISE)
-                frames[index] = clean[index] + noise.standard_normal(self.shape, np.float32)
-            return
+            return contrast.numpy() * np.float32(self._signal_scale)
         # a strong phase object could ask for less than no electrons
-        clean[:count] = np.maximum(1 - contrast.numpy(), 0) * np.float32(self._mean_counts)
-        for index in range(count):
-            noise = self._generator(first + index, _STREAM_NOISE)
-            counts = noise.poisson(clean[index])
-            frames[index] = np.minimum(counts, np.iinfo(self.dtype).max)
+        return np.maximum(1 - contrast.numpy(), 0) * np.float32(self._mean_counts)
+
+    def _exposed(self, clean: np.ndarray, number: int) -> np.ndarray:
+        """Frame ``number`` (H, W) as it is recorded, of its clean one."""
+        noise = self._generator(number, _STREAM_NOISE)
+        if self.spec.snr is not None:
+            return clean + noise.standard_normal(self.shape, np.float32)
+        return np.minimum(noise.poisson(clean), np.iinfo(self.dtype).max)
 
     def _generator(self, frame: int, stream: int) -> np.random.Generator:
         """Random numbers of one frame: counter-based, so the same on every platform and in any order."""
@@ -332,8 +348,8 @@ def read_potential(spec: SpecimenSpec, inputs: Roots = ANYWHERE) -> Potential:
     ValueError
         One line: no such file, or it cannot be read.
     """
-    if spec.structure == "cage":
-        return potential_of_atoms(cage_atoms(), spec.pixel_size_angstrom)
+    if spec.structure in STRUCTURES:
+        return potential_of_atoms(shape_atoms(spec.structure), spec.pixel_size_angstrom)
     path = Path(spec.structure)
     try:
         with inputs.open(path):
@@ -342,7 +358,8 @@ def read_potential(spec: SpecimenSpec, inputs: Roots = ANYWHERE) -> Potential:
             return potential_of_map(path, spec.pixel_size_angstrom, inputs)
         return potential_of_atoms(read_atoms(path, inputs), spec.pixel_size_angstrom)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        told = f"structure: {path}: no such file; give 'cage' or a PDB, mmCIF or MRC file"
+        own = ", ".join(f"'{name}'" for name in STRUCTURES)
+        told = f"structure: {path}: no such file; give {own}, or a PDB, mmCIF or MRC file"
         raise ValueError(told) from None
     except OSError as error:
         raise ValueError(f"structure: {path}: cannot be read ({error.strerror or error})") from error

@@ -1,4 +1,4 @@
-"""What a specimen is made of: scatterers at positions, from a coordinate file or from the built-in cage."""
+"""What a specimen is made of: scatterers at positions, from a coordinate file or from a built-in shape."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import gemmi
 import numpy as np
 
 from common.roots import ANYWHERE, Roots
-from detector_sim.specimen.cage import cage
 from detector_sim.specimen.scattering import MEAN_RESIDUE_MASS, Scatterer, element, mean_residue
+from detector_sim.specimen.shapes import SHAPES
 
 MAX_BYTES = 1_000_000_000  # unpacked; the largest of the Protein Data Bank have half of it
 FORMATS = {
@@ -51,9 +51,9 @@ class Atoms:
         return 2 * float(np.linalg.norm(self.positions, axis=1).max())
 
 
-def cage_atoms() -> Atoms:
-    """The built-in octahedral cage, a bead a residue."""
-    positions = cage().reshape(-1, 3)
+def shape_atoms(name: str) -> Atoms:
+    """A built-in shape, one of ``SHAPES``, a bead a residue."""
+    positions = np.concatenate([*SHAPES[name]()])
     count = len(positions)
     return Atoms(positions, np.ones(count), np.zeros(count, np.int64), (mean_residue(),))
 

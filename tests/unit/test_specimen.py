@@ -18,13 +18,7 @@ from common.session import FileSource, SpecimenSource, SpecimenSpec
 from detector_sim.simulate import simulate
 from detector_sim.sources import SourceError, open_source
 from detector_sim.specimen import Specimen
-from detector_sim.specimen.cage import (
-    arched_loop,
-    cage,
-    four_helix_bundle,
-    ideal_helix,
-    octahedral_rotations,
-)
+from detector_sim.specimen.cage import cage, four_helix_bundle
 from detector_sim.specimen.placement import most_discs, place_discs
 from detector_sim.specimen.potential import low_pass, potential_of_atoms, potential_of_map
 from detector_sim.specimen.projection import Projector, relion_angles, relion_matrix
@@ -34,7 +28,8 @@ from detector_sim.specimen.scattering import (
     interaction_parameter,
     mean_residue,
 )
-from detector_sim.specimen.structure import Atoms, cage_atoms, read_atoms
+from detector_sim.specimen.structure import Atoms, read_atoms, shape_atoms
+from detector_sim.specimen.symmetry import octahedral_rotations
 from detector_sim.specimen.transfer import contrast_transfer
 
 SMALL = {"side_pixels": 64, "pixel_size_angstrom": 3.0}
@@ -74,15 +69,6 @@ def test_cage_is_unchanged_by_every_octahedral_rotation():
         assert len(np.unique(partners)) == len(atoms)
 
 
-def test_helix_has_the_geometry_of_an_alpha_helix():
-    helix = ideal_helix(30)
-    np.testing.assert_allclose(np.diff(helix[:, 2]), 1.5)
-    np.testing.assert_allclose(np.hypot(helix[:, 0], helix[:, 1]), 2.3)
-    turns = np.unwrap(np.arctan2(helix[:, 1], helix[:, 0]))
-    np.testing.assert_allclose(np.degrees(np.diff(turns)), 100)  # counterclockwise going up: right-handed
-    np.testing.assert_allclose(np.linalg.norm(np.diff(helix, axis=0), axis=1), 3.8, atol=0.05)
-
-
 def test_chain_is_unbroken_and_nothing_clashes():
     subunit = four_helix_bundle()
     np.testing.assert_allclose(np.linalg.norm(np.diff(subunit, axis=0), axis=1), 3.8, atol=0.05)
@@ -107,13 +93,8 @@ def test_cage_is_a_shell_of_apoferritin_size():
     assert 150 < cage().shape[1] < 180
 
 
-def test_loop_that_cannot_reach_is_refused():
-    with pytest.raises(ValueError, match="cannot span"):
-        arched_loop(np.zeros(3), np.array([30.0, 0, 0]), np.array([0.0, 0, 1]), 4)
-
-
 def test_cage_resembles_the_real_apoferritin(data: Path):
-    real, ours = read_atoms(data / "models" / "apoferritin_24mer_ca.pdb"), cage_atoms()
+    real, ours = read_atoms(data / "models" / "apoferritin_24mer_ca.pdb"), shape_atoms("cage")
     assert abs(real.diameter - ours.diameter) < 8
     mass = [float((a.weights * a.scatterers[0].forward).sum()) for a in (real, ours)]
     assert abs(mass[0] / mass[1] - 1) < 0.15
@@ -143,7 +124,7 @@ def test_potential_is_the_direct_sum_over_atoms(few_atoms: Atoms):
 
 
 def test_potential_integrates_to_the_forward_amplitudes():
-    atoms = cage_atoms()
+    atoms = shape_atoms("cage")
     potential = potential_of_atoms(atoms, 3.0)
     forward = float((atoms.weights * mean_residue().forward).sum())
     assert float(potential.volume.sum()) * 27 == pytest.approx(VOLT_SQUARE_ANGSTROM * forward, rel=1e-4)
@@ -197,9 +178,9 @@ def _write_map(path: Path, volume: np.ndarray, pixel: float) -> Path:
 
 
 def test_map_becomes_a_potential_at_another_pixel_size(tmp_path: Path):
-    fine = potential_of_atoms(cage_atoms(), 2.4)
+    fine = potential_of_atoms(shape_atoms("cage"), 2.4)
     path = _write_map(tmp_path / "map.mrc", 0.01 * fine.volume.numpy() + 5, 2.4)  # any scale, any background
-    ours, direct = potential_of_map(path, 3.0), potential_of_atoms(cage_atoms(), 3.0)
+    ours, direct = potential_of_map(path, 3.0), potential_of_atoms(shape_atoms("cage"), 3.0)
     side = min(len(ours.volume), len(direct.volume))
     middles = []
     for volume in (ours.volume, direct.volume):
@@ -246,7 +227,7 @@ def _direct_projection(
 
 @pytest.mark.parametrize("which", ["cage", "few"])
 def test_projection_is_the_direct_sum_over_atoms(which: str, few_atoms: Atoms):
-    atoms, pixel = (cage_atoms(), 3.0) if which == "cage" else (few_atoms, 2.0)
+    atoms, pixel = (shape_atoms("cage"), 3.0) if which == "cage" else (few_atoms, 2.0)
     projector = Projector(potential_of_atoms(atoms, pixel))
     angles = np.array([[0.0, 0, 0], [10, 40, 77], [-160, 120, -30], [45, 90, 0]])
     shifts = np.array([[0.0, 0], [1.3, -2.6], [-0.5, 0.25], [2, 1]])
@@ -339,7 +320,7 @@ def test_clean_frame_is_ctf_times_projection_at_the_pose_of_its_metadata():
     np.testing.assert_allclose(batch.rotations[1], rotation)
     shift = -np.array([row["rlnOriginXAngst"], row["rlnOriginYAngst"]]) / 3.0
     assert np.abs(shift).max() > 0.1
-    image = _direct_projection(cage_atoms(), rotation, shift, 64, 3.0)
+    image = _direct_projection(shape_atoms("cage"), rotation, shift, 64, 3.0)
     transfer = _ctf(
         row["rlnDefocusU"], row["rlnDefocusV"], row["rlnDefocusAngle"], side=64,
         pixel_size_angstrom=3.0, envelope_b_factor=row["rlnCtfBfactor"],
@@ -366,6 +347,14 @@ def test_frames_depend_on_seed_and_number_alone(counting: Specimen):
     other = Specimen(SpecimenSpec(**SMALL, seed=4)).batch(0, 1)
     assert other.metadata["rlnAngleRot"] != whole.metadata["rlnAngleRot"][:1]
     assert not np.array_equal(other.frames[0], whole.frames[0])
+
+
+@pytest.mark.parametrize("changes", [{}, {"snr": 0.2}, {"output": "micrographs", "side_pixels": 160}])
+def test_clean_frames_alone_are_those_of_the_batch(changes: dict):
+    specimen = Specimen(SpecimenSpec(**SMALL | {"particles_per_micrograph": 4} | changes, seed=2))
+    clean = specimen.clean(30, 3)
+    assert clean.dtype == np.float32
+    np.testing.assert_array_equal(clean, specimen.batch(30, 3).clean)
 
 
 # ---- micrographs
@@ -399,7 +388,7 @@ def test_micrograph_has_its_particles_where_its_coordinates_say():
     image = np.zeros((160, 160))
     for index in range(4):
         shift = np.array([x[index], y[index]]) - 80
-        image += _direct_projection(cage_atoms(), batch.rotations[index], shift, 160, 3.0)
+        image += _direct_projection(shape_atoms("cage"), batch.rotations[index], shift, 160, 3.0)
     row = {name: values[0] for name, values in batch.metadata.items()}
     transfer = _ctf(
         row["rlnDefocusU"], row["rlnDefocusV"], row["rlnDefocusAngle"], side=160,
@@ -416,6 +405,10 @@ def test_micrograph_has_its_particles_where_its_coordinates_say():
     ("changes", "message"),
     [
         ({"structure": "/nowhere/model.pdb"}, "structure: /nowhere/model.pdb: no such file"),
+        (
+            {"structure": "octopus"},
+            "structure: octopus: no such file; give 'cage', 'barrel', 'ring', 'bundle', or a PDB",
+        ),
         ({"side_pixels": 64}, "side_pixels: cage is 132 angstrom wide, the frame 96; at least 89 pixels"),
         ({"defocus_min_um": 2.0, "defocus_max_um": 1.0}, "defocus_min_um: 2 is above"),
         ({**SMALL, "pixel_size_angstrom": 10.0, "dose_per_square_angstrom": 1000.0}, "do not fit 16 bits"),

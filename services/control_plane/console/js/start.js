@@ -15,7 +15,7 @@ const SOURCES = [["specimen", "Simulator"], ["file", "File or folder"], ["patter
 const SOURCE_FIELDS = {
   specimen: [
     choice("source.specimen.output", "Frames", [["particles", "single particles"], ["micrographs", "micrographs"]]),
-    text("source.specimen.structure", "Structure", "cage", { hint: "or a PDB, mmCIF or MRC file" }),
+    text("source.specimen.structure", "Structure", "cage", { hint: "or barrel, ring, bundle, or a PDB, mmCIF or MRC file" }),
     number("source.specimen.side_pixels", "Side", "128", { unit: "pixels" }),
     number("source.specimen.pixel_size_angstrom", "Pixel size", "1.5", { unit: "Å" }),
     number("source.specimen.dose_per_square_angstrom", "Dose", "20", { unit: "e/Å²" }),
