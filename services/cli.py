@@ -192,7 +192,11 @@ def start(
     def absolute() -> Plan:
         from dataclasses import replace
 
-        here = {name: _absolute(getattr(session, name)) for name in ("input", "structure")}
+        from common.session import STRUCTURES
+
+        here = {"input": _absolute(session.input)}
+        if session.structure not in STRUCTURES:  # shapes, whatever lies here under their names
+            here["structure"] = _absolute(session.structure)
         return _plan(replace(session, **here), output and output.absolute())
 
     return _steered("start", lambda: run(url, absolute(), wait_seconds=wait, detach=detach))

@@ -55,7 +55,10 @@ class SpecimenOptions:
     structure: Annotated[
         str | None,
         _option(
-            SPECIMEN, "'cage' (built in), or a PDB, mmCIF or MRC file.", show_default="cage", metavar="NAME"
+            SPECIMEN,
+            "A built-in shape ('cage', 'barrel', 'ring', 'bundle'), or a PDB, mmCIF or MRC file.",
+            show_default="cage",
+            metavar="NAME",
         ),
     ] = None
     side: Annotated[

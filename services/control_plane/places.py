@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from common.roots import ANYWHERE, NotAllowed, Roots, inputs_of, outputs_of
-from common.session import RESULTS, ArchiveSource, FileSource, SessionSpec, SpecimenSource
+from common.session import RESULTS, STRUCTURES, ArchiveSource, FileSource, SessionSpec, SpecimenSource
 from common.settings import Settings
 from services.explain import FieldProblem
-
-OWN_STRUCTURE = "cage"
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Places:
             case FileSource() | ArchiveSource() if source.path is not None:
                 path = absolute("source.path", source.path, self.inputs)
                 source = source.model_copy(update={"path": path})
-            case SpecimenSource() if source.specimen.structure != OWN_STRUCTURE:
+            case SpecimenSource() if source.specimen.structure not in STRUCTURES:
                 name = "source.specimen.structure"
                 structure = absolute(name, source.specimen.structure, self.inputs)
                 specimen = source.specimen.model_copy(update={"structure": structure})
@@ -106,7 +104,7 @@ def named_by(spec: SessionSpec) -> tuple[list[str], list[str]]:
             reads = [os.path.dirname(path)]
         case FileSource(path=path) | ArchiveSource(path=str(path)):
             reads = [path]
-        case SpecimenSource() if spec.source.specimen.structure != OWN_STRUCTURE:
+        case SpecimenSource() if spec.source.specimen.structure not in STRUCTURES:
             reads = [spec.source.specimen.structure]
         case _:
             pass
