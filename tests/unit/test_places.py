@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.roots import Roots
-from common.session import ArchiveSource, FileSource, SessionSpec, SpecimenSource, SpecimenSpec
+from common.session import STRUCTURES, ArchiveSource, FileSource, SessionSpec, SpecimenSource, SpecimenSpec
 from services.control_plane.places import Places, named_by
 from services.live import limits
 
@@ -34,7 +34,8 @@ def test_relative_paths_are_those_of_this_working_folder(
 
 
 def test_what_is_no_path_stays_as_it_is() -> None:
-    for source in (SpecimenSource(), ArchiveSource(kind="archive")):
+    shapes = [SpecimenSource(specimen=SpecimenSpec(structure=name)) for name in STRUCTURES]
+    for source in (*shapes, ArchiveSource(kind="archive")):
         spec = SessionSpec(source=source)
         assert Places(Roots([]), Roots([])).settled(spec) == (spec, [])
 
