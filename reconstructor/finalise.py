@@ -40,6 +40,7 @@ _DTYPES = {
     "prior_shift": "float64",
     "posterior_spread": "float64",
     "evaluations": "Int64",
+    "lpips": "float64",
     "metadata": str,
 }
 
@@ -177,7 +178,7 @@ def _write_star(path: Path, table: pd.DataFrame, optics: Mapping[str, Any]) -> N
 
 
 def _quality(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    judged = ["free_residual", "prior_shift", "psnr", "ssim", "frc_resolution_angstrom"]
+    judged = ["free_residual", "prior_shift", "psnr", "ssim", "lpips", "frc_resolution_angstrom"]
     quality: dict[str, dict[str, float]] = {}
     for config_id, rows in table.groupby("config_id"):
         means = {name: float(rows[name].mean()) for name in judged if rows[name].notna().any()}

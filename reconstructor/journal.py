@@ -36,6 +36,7 @@ COLUMNS = (
     "reference",  # 1: the frame was also sent whole
     "psnr",
     "ssim",
+    "lpips",  # empty where no weights are given
     "frc_resolution_angstrom",
     "archive_offset",
     "archive_length",

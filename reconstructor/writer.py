@@ -70,6 +70,7 @@ class Results:
     learned: Sequence[Learned] = ()
     psnr: dict[int, float] = field(default_factory=dict)  # by frame_id, of reference frames
     ssim: dict[int, float] = field(default_factory=dict)
+    lpips: dict[int, float] = field(default_factory=dict)
     frc_resolution_angstrom: dict[int, float] = field(default_factory=dict)
 
 
@@ -206,6 +207,7 @@ class ResultsWriter:
                 int(frame in header.reference_ids),
                 results.psnr.get(frame),
                 results.ssim.get(frame),
+                results.lpips.get(frame),
                 results.frc_resolution_angstrom.get(frame),
                 None if span is None else span.offset,
                 None if span is None else span.length,

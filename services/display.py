@@ -362,6 +362,7 @@ def _quality(quality: Mapping[str, Any]) -> str:
     named = (
         ("PSNR", "psnr", ".1f", " dB"),
         ("SSIM", "ssim", ".3f", ""),
+        ("LPIPS", "lpips", ".3f", ""),
         ("free residual", "free_residual", ".3f", ""),
         ("prior shift", "prior_shift", ".3f", ""),
     )

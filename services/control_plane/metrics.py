@@ -18,6 +18,7 @@ from services.control_plane.states import State
 RATE_WINDOW_SECONDS = 5.0
 JUDGED = {
     "frames": ("psnr", "ssim", "frc_resolution_angstrom"),
+    "lpips_frames": ("lpips",),
     "free_frames": ("free_residual",),
     "learned_frames": ("prior_shift",),
 }
@@ -57,10 +58,13 @@ class Quality(BaseModel):
     """Means over frames; null where nothing was measured."""
 
     references: int = Field(
-        default=0, description="frames also sent whole and recovered: PSNR, SSIM and FRC are theirs"
+        default=0, description="frames also sent whole and recovered: PSNR, SSIM, LPIPS and FRC are theirs"
     )
     psnr: float | None = Field(default=None, description="dB")
     ssim: float | None = None
+    lpips: float | None = Field(
+        default=None, description="0: equal; null also where no weights are given to measure it with"
+    )
     frc_resolution_angstrom: float | None = None
     free_residual: float | None = Field(
         default=None,
@@ -203,7 +207,7 @@ def configurations(session: Session) -> list[ConfigurationFigures]:
 
 def final_quality(figures: Mapping[str, Mapping[str, float]]) -> dict[str, Quality]:
     """From the tables of all frames."""
-    names = ("psnr", "ssim", "frc_resolution_angstrom", "free_residual", "prior_shift")
+    names = ("psnr", "ssim", "lpips", "frc_resolution_angstrom", "free_residual", "prior_shift")
     return {
         config_id: Quality(
             references=int(known["references"]),
@@ -223,6 +227,7 @@ def _live_quality(session: Session) -> dict[str, Quality]:
             references=round(judged),
             psnr=ratio(sums["psnr_sum"], judged),
             ssim=ratio(sums["ssim_sum"], judged),
+            lpips=ratio(sums.get("lpips_sum", 0.0), sums.get("lpips_frames", 0.0)),
             frc_resolution_angstrom=finite(ratio(sums["frc_resolution_angstrom_sum"], judged)),
             free_residual=ratio(sums["free_residual_sum"], sums["free_frames"]),
             learned_frames=round(learned),
@@ -246,6 +251,7 @@ def mean_quality(figures: Iterable[ConfigurationFigures]) -> Quality:
         references=sum(references),
         psnr=mean("psnr", references),
         ssim=mean("ssim", references),
+        lpips=mean("lpips", references),
         frc_resolution_angstrom=mean("frc_resolution_angstrom", references),
         free_residual=mean("free_residual", [figure.frames for figure in figures]),
         learned_frames=sum(learned),

@@ -207,6 +207,9 @@ class FrameView(BaseModel):
     reference: bool = Field(description="whether it was also sent whole")
     psnr: float | None = Field(description="dB, against the reference; null: it has none")
     ssim: float | None
+    lpips: float | None = Field(
+        description="0: equal; null also where no weights are given to measure it with"
+    )
     frc_resolution_angstrom: float | None
     free_residual: float | None = Field(
         description="error in predicting measurements kept out of the recovery; null: none were"
@@ -242,6 +245,7 @@ class FrameView(BaseModel):
             reference=known["reference"] == "1",
             psnr=finite(_number(known.get("psnr"))),
             ssim=finite(_number(known.get("ssim"))),
+            lpips=finite(_number(known.get("lpips"))),
             frc_resolution_angstrom=finite(_number(known.get("frc_resolution_angstrom"))),
             free_residual=finite(_number(known.get("free_residual"))),
             prior_shift=finite(_number(known.get("prior_shift"))),

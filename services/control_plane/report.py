@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,14 @@ from typing import Any
 from reconstructor.archive import read_start
 from reconstructor.finalise import Summary, read_journals
 from reconstructor.journal import FOLDER as JOURNALS
-from services.control_plane.metrics import configurations, finite, mean_quality, ratio
+from reconstructor.lpips import SMALLEST_SIDE
+from services.control_plane.metrics import (
+    ConfigurationFigures,
+    configurations,
+    finite,
+    mean_quality,
+    ratio,
+)
 from services.control_plane.session import Session
 
 FILE = "session.json"
@@ -98,7 +105,7 @@ def report(session: Session, summary: Summary) -> dict[str, Any]:
         "blocks_redelivered": counters.get("blocks_redelivered", 0),
         "detector_restarts": counters.get("restarts", 0),
         "bad_files": counters.get("bad_files", 0),
-        "quality": mean_quality(figures).model_dump(),
+        "quality": quality_of(figures, session.opened["shape"]),
         "configurations": [figure.model_dump(mode="json") for figure in figures],
         "acquisition": [setting.model_dump(mode="json") for setting in session.acquisition],
         "recovery": [setting.model_dump(mode="json") for setting in session.recovery],
@@ -109,6 +116,20 @@ def report(session: Session, summary: Summary) -> dict[str, Any]:
         "optics": session.opened.get("optics", {}),
         "specification": session.spec.model_dump(mode="json"),
     }
+
+
+def quality_of(figures: Iterable[ConfigurationFigures], shape: Sequence[int]) -> dict[str, Any]:
+    """Means over all frames; ``lpips_absent`` says in one line why there is no LPIPS, null: there is."""
+    quality = mean_quality(figures)
+    absent = None
+    if quality.lpips is None:
+        if not quality.references:
+            absent = "no frame was sent whole"
+        elif min(shape) < SMALLEST_SIDE:
+            absent = f"frames with a side of less than {SMALLEST_SIDE} pixels are too small for its network"
+        else:
+            absent = "where the frames were recovered the setting lpips names no folder of weights"
+    return {**quality.model_dump(), "lpips_absent": absent}
 
 
 def write_report(document: Mapping[str, Any], output: Path) -> Path:

@@ -422,7 +422,7 @@ def main() -> None:
     start, notice, frames = headers()[:3]
     write("cfx", "whole", MAGIC + record(start) + record(notice) + record(frames, bytes(20), bytes(64)))
     write("cfx", "frames", MAGIC + record(frames, bytes(20), bytes(64)))
-    line = "{n},c,4.0,r,wiener,w,1,1700000000.5,1700000001.5,1.0,0.9,0.2,,20,1,30.5,0.8,4.5,8,100,8,"
+    line = "{n},c,4.0,r,wiener,w,1,1700000000.5,1700000001.5,1.0,0.9,0.2,,20,1,30.5,0.8,0.1,4.5,8,100,8,"
     lines = [",".join(COLUMNS), line.format(n=1), line.format(n=2), line.format(n=1), line.format(n=10**6)]
     write("journal", "whole", ("\n".join(lines) + '"{""rlnDefocusU"":1.5}"\n').encode())
     write_findings()

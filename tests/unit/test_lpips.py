@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from scipy.signal import correlate2d
 import reconstructor.lpips
 from reconstructor.lpips import CONVOLUTIONS, HEADS, TRUNK, Lpips, load_lpips
 from reconstructor.quality import lpips
+from services.control_plane.metrics import ConfigurationFigures
+from services.control_plane.report import quality_of
 
 
 def handmade(seed: int = 0, channels: tuple[int, ...] = (6, 5, 7, 4, 3)) -> Lpips:
@@ -129,6 +132,28 @@ def test_wrong_shapes_are_named() -> None:
         network.distance(torch.zeros(2, 40, 40), torch.zeros(2, 40, 41))
     with pytest.raises(ValueError, match="at least 31 pixels, got 30x64"):
         network.distance(torch.zeros(2, 30, 64), torch.zeros(2, 30, 64))
+
+
+# ---- the account of a session
+
+
+def account(shape: tuple[int, int], **quality: Any) -> dict[str, Any]:
+    figures = {"mask": {"kind": "none"}, "compression_factor": 1.0, "printed_compression_factor": 1.0}
+    rest = {"config_id": "c", "error_bound": "", "first_frame": 0, "frames": 9, "quality": quality}
+    return quality_of([ConfigurationFigures.model_validate({**figures, **rest})], shape)
+
+
+def test_an_account_without_the_figure_says_why() -> None:
+    measured = account((64, 64), references=2, lpips=0.25)
+    assert (measured["lpips"], measured["lpips_absent"]) == (0.25, None)
+    for shape, references, why in (
+        ((64, 64), 2, "the setting lpips names no folder"),
+        ((64, 30), 2, "less than 31 pixels"),
+        ((64, 64), 0, "no frame was sent whole"),
+    ):
+        found = account(shape, references=references, ssim=0.5)
+        assert found["lpips"] is None
+        assert why in found["lpips_absent"]
 
 
 # ---- weights

@@ -122,6 +122,7 @@ def _results(
         free_residual=[0.5 if ids[row] % 2 else None for row in rows],
         psnr=dict.fromkeys(references, 30.0),
         ssim=dict.fromkeys(references, 0.9),
+        lpips=dict.fromkeys(references, 0.25),
         frc_resolution_angstrom=dict.fromkeys(references, 4.0),
     )
 
@@ -163,7 +164,9 @@ def test_results_open_in_mrcfile_and_starfile_with_everything_kept(tmp_path: Pat
     assert table["reference_slot"].dropna().tolist() == [0, 1]
     assert table["free_residual"].isna().tolist() == [True, False, True, True, False]
     assert set(table["config_id"]) == {CONFIGURATION.config_id}
-    assert summary.quality[CONFIGURATION.config_id]["psnr"] == 30.0
+    assert table["lpips"].isna().tolist() == [False, True, False, True, True]
+    quality = summary.quality[CONFIGURATION.config_id]
+    assert (quality["psnr"], quality["lpips"]) == (30.0, 0.25)
 
 
 def test_what_a_learned_prior_did_stands_in_the_frames_own_row(tmp_path: Path) -> None:
