@@ -12,6 +12,7 @@ from typing import Any
 from common.roots import ANYWHERE, NotAllowed, Roots, inputs_of, outputs_of
 from common.session import RESULTS, STRUCTURES, ArchiveSource, FileSource, SessionSpec, SpecimenSource
 from common.settings import Settings
+from services import priors
 from services.explain import FieldProblem
 
 
@@ -61,7 +62,9 @@ class Places:
         }
         if not problems:
             problems += self._in_the_way(written)
-        return spec.model_copy(update={"source": source, **written}), problems
+        recovery, wrong = priors.settled(spec.recovery, self.inputs)
+        problems += wrong
+        return spec.model_copy(update={"source": source, "recovery": recovery, **written}), problems
 
     def _in_the_way(self, written: Mapping[str, str]) -> list[FieldProblem]:
         """What is there already and would be replaced, or leads elsewhere."""
@@ -108,6 +111,9 @@ def named_by(spec: SessionSpec) -> tuple[list[str], list[str]]:
             reads = [spec.source.specimen.structure]
         case _:
             pass
+    prior = spec.recovery.parameters.get("prior")
+    if isinstance(prior, str) and prior.startswith("/"):
+        reads.append(prior)
     return reads, [path for path in (spec.output, spec.archive) if path is not None]
 
 
