@@ -6,6 +6,7 @@ one configuration.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from common.calibration import Calibration
 from common.operators import LinearOperator
 from common.session import RecoverySpec
 from reconstructor.recovery.base import Method, Parameters, Recovered, no_images
+from reconstructor.recovery.diffusion import Diffusion
 from reconstructor.recovery.minimum_norm import MinimumNorm
 from reconstructor.recovery.sparse import CosineRecovery, WaveletRecovery
 from reconstructor.recovery.total_variation import TotalVariation
@@ -29,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "dct": CosineRecovery,
     "wavelet": WaveletRecovery,
     "tv": TotalVariation,
+    "diffusion": Diffusion,
 }
 
 
@@ -87,36 +90,51 @@ class Recovery:
         self._flat = op.A(torch.ones(1, *op.shape))
 
     @torch.no_grad()
-    def __call__(self, y: Tensor) -> Recovered:
+    def __call__(self, y: Tensor, frame_ids: Sequence[int] | None = None) -> Recovered:
         """Images of a batch of measurements.
 
         Parameters
         ----------
         y : Tensor
             (B, *measurement_shape); integers are taken as float32.
+        frame_ids : sequence of int, optional
+            (B,) which frames these are, for methods that draw noise: a frame's image then depends on its
+            number and its measurement only. By default 0 to B - 1.
 
         Returns
         -------
         Recovered
-            Images (B, H, W) and free residuals (B,), on the device of ``y``.
+            Images (B, H, W), and (B,) figures of each, on the device of ``y``.
 
         Raises
         ------
         ValueError
-            If ``y`` has not the operator's measurement shape.
+            If ``y`` has not the operator's measurement shape, or there are not as many frame numbers.
         """
         self.op.check_measurements(y)
+        frame_ids = range(len(y)) if frame_ids is None else frame_ids
+        if len(frame_ids) != len(y):
+            raise ValueError(f"frame_ids: {len(frame_ids)} numbers for {len(y)} measurements")
         y = self.op.as_real(y)
         flat = self._flat_measurement(y)
         level = self.working.mean_level(y)
         about_level = y - level.view(-1, *[1] * (y.ndim - 1)) * flat
         images = self.working.A_dagger(about_level)
-        for chunk in images.split(self._chunk(images)):
-            recovered = self.method(chunk)
-            if recovered is not chunk:
-                chunk.copy_(recovered)
+        prior_shift, spreads = no_images(images), []
+        size = self._chunk(images)
+        for first in range(0, len(images), size):
+            here = slice(first, first + size)
+            chunk = images[here]
+            estimate = self.method.recover(chunk, frame_ids[here])
+            if estimate.images is not chunk:
+                chunk.copy_(estimate.images)
+            if estimate.prior_shift is not None:
+                prior_shift[here] = estimate.prior_shift
+            if estimate.spread is not None:
+                spreads.append(estimate.spread)
         free_residual = self._free_residual(images, about_level)
-        return Recovered(images.add_(level[:, None, None]), free_residual)
+        spread = torch.cat(spreads) if spreads else None
+        return Recovered(images.add_(level[:, None, None]), free_residual, prior_shift, spread)
 
     def _flat_measurement(self, like: Tensor) -> Tensor:
         if self._flat.device != like.device or self._flat.dtype != like.dtype:
@@ -145,6 +163,7 @@ def recover(
     *,
     calibration: Calibration | None = None,
     free_share: float = 0.0,
+    frame_ids: Sequence[int] | None = None,
     **parameters: Any,
 ) -> Tensor:
     """Images from measurements.
@@ -161,6 +180,8 @@ def recover(
         Statistics of reference frames.
     free_share : float
         Share of the measurements not to use.
+    frame_ids : sequence of int, optional
+        (B,) which frames these are, see ``Recovery``.
     **parameters
         The method's own; defaults by the mask's kind where not given.
 
@@ -177,4 +198,4 @@ def recover(
     if method not in METHODS:
         raise ValueError(f"recovery: unknown method {method!r}; choose one of {', '.join(METHODS)}")
     spec = RecoverySpec(method=method, parameters=parameters, free_share=free_share)  # pyright: ignore[reportArgumentType]
-    return Recovery(op, spec, calibration)(y).images
+    return Recovery(op, spec, calibration)(y, frame_ids).images

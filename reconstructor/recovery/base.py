@@ -8,8 +8,9 @@ and the operator's projector P everything else follows: |P x - x0|^2 is the whit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -39,10 +40,36 @@ class Recovered:
     free_residual : Tensor
         (B,), error in predicting the measurements kept out of the recovery, over that of the flat image of
         the same mean; NaN where none were kept out.
+    prior_shift : Tensor
+        (B,), how far a learned prior moved the image from the linear estimate, see ``Estimate``; NaN for
+        methods without one.
+    spread : Tensor or None
+        (B, H, W), standard deviation of the samples where a method draws several; the frames' units.
     """
 
     images: Tensor
     free_residual: Tensor
+    prior_shift: Tensor
+    spread: Tensor | None = None
+
+
+class Estimate(NamedTuple):
+    """What a method makes of minimum-norm images.
+
+    Attributes
+    ----------
+    images : Tensor
+        (B, H, W) about mean level zero.
+    prior_shift : Tensor or None
+        (B,), |x - x_w| / |x_w|: x the image, x_w what a Gaussian prior of the same spectrum makes of the same
+        measurement. None for methods without a learned prior.
+    spread : Tensor or None
+        (B, H, W), standard deviation over several samples.
+    """
+
+    images: Tensor
+    prior_shift: Tensor | None = None
+    spread: Tensor | None = None
 
 
 class Parameters(BaseModel):
@@ -91,6 +118,18 @@ class Method(ABC):
 
         May overwrite its input. An image's result does not depend on the others of its batch.
         """
+
+    def recover(self, minimum_norm: Tensor, frame_ids: Sequence[int]) -> Estimate:
+        """The same with what else the method has to tell of each image.
+
+        Parameters
+        ----------
+        minimum_norm : Tensor
+            (B, H, W), may be overwritten.
+        frame_ids : sequence of int
+            (B,) which frames these are: a method that draws noise draws each frame's own.
+        """
+        return Estimate(self(minimum_norm))
 
 
 def column(values: Tensor) -> Tensor:

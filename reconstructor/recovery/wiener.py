@@ -73,26 +73,41 @@ class Wiener(Prior[WienerParameters, Diagonal | System]):
         # the real one into a complex one.
         spectrum = torch.view_as_real(torch.fft.rfft2(minimum_norm, norm="ortho"))
         if isinstance(prepared, System):
-            return self._image(self._by_conjugate_gradients(spectrum, prepared))
+            residual, iterations = spectrum.mul_(prepared.from_image), self.parameters.iterations
+            assert iterations is not None  # for_mask has filled it in
+            w = self.conjugate_gradients(torch.zeros_like(residual), residual, prepared, iterations)
+            return self.image(w.mul_(prepared.to_image))
         # x0 is zero wherever nothing was measured
-        return self._image(spectrum.mul_(prepared.gain))
+        return self.image(spectrum.mul_(prepared.gain))
 
-    def _by_conjugate_gradients(self, minimum_norm: Tensor, system: System) -> Tensor:
-        """With x = S^(1/2) w: (1 + S^(1/2) P S^(1/2) / sigma^2) w = S^(1/2) x0 / sigma^2, in Fourier space.
+    def conjugate_gradients(self, w: Tensor, residual: Tensor, system: System, iterations: int) -> Tensor:
+        """With x = S^(1/2) w / sigma: (1 + S^(1/2) P S^(1/2) / sigma^2) w = S^(1/2) x0 / sigma, on spectra.
 
         Preconditioned by the same with P replaced by its mean diagonal in Fourier space.
+
+        Parameters
+        ----------
+        w : Tensor
+            (B, H, W//2+1, 2), where to begin; overwritten.
+        residual : Tensor
+            The same shape, right side less left side there; overwritten.
+        system : System
+            The responses.
+        iterations : int
+            How many.
+
+        Returns
+        -------
+        Tensor
+            ``w`` after them.
         """
-        iterations = self.parameters.iterations
-        assert iterations is not None
         to_image, from_image, preconditioner = system
-        residual = minimum_norm.mul_(from_image)
-        w = torch.zeros_like(residual)
         z = residual * preconditioner
         direction = z.clone()
         product = _inner(residual, z)
         tiny = torch.finfo(residual.dtype).tiny
         for _ in range(iterations):
-            projected = self.op.P(self._image(torch.mul(direction, to_image, out=z)))
+            projected = self.op.P(self.image(torch.mul(direction, to_image, out=z)))
             image = torch.view_as_real(torch.fft.rfft2(projected, norm="ortho"))
             image.mul_(from_image).add_(direction)
             rate = column(product / _inner(direction, image).clamp_min(tiny))[..., None]
@@ -101,9 +116,10 @@ class Wiener(Prior[WienerParameters, Diagonal | System]):
             torch.mul(residual, preconditioner, out=z)
             product, before = _inner(residual, z), product
             direction.mul_(column(product / before.clamp_min(tiny))[..., None]).add_(z)
-        return w.mul_(to_image)
+        return w
 
-    def _image(self, spectrum: Tensor) -> Tensor:
+    def image(self, spectrum: Tensor) -> Tensor:
+        """Images (B, H, W) of half-plane spectra as pairs of real numbers."""
         return torch.fft.irfft2(torch.view_as_complex(spectrum), s=self.op.shape, norm="ortho")
 
 
