@@ -20,6 +20,7 @@ from services.options import (
     RecoveryOptions,
     SessionOptions,
     SpecimenOptions,
+    TrainingOptions,
     microscope,
     spread,
 )
@@ -426,6 +427,28 @@ def simulate(
         f"poses and CTF in {written.star}"
     )
     return 0
+
+
+training = typer.Typer(cls=Group, help="Train priors for the recovery.", no_args_is_help=True)
+app.add_typer(training, name="train", rich_help_panel=FILES)
+
+
+@training.command("prior", cls=Command)
+@spread
+def train_prior(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of the prior, new or of this training.")],
+    options: TrainingOptions,
+) -> int:
+    """Train a prior for --recovery diffusion.
+
+    On simulated particles, or on your own images. Interrupted or killed, the same command goes on where it
+    was. The folder can be used as soon as the first checkpoint is there; docs/training.md says more.
+
+    Several GPUs: accelerate launch -m services.cli train prior ...
+    """
+    from services.training import train_prior as run
+
+    return _steered("train prior", lambda: run(folder, options))
 
 
 # ---- settings -----------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ MASK = "Mask"
 RECOVERY = "Recovery"
 CAMERA = "Camera and link"
 PLACE = "Where it runs"
+IMAGES = "Training images"
+TRAINING = "Training"
 
 
 def _choices(*words: str) -> Any:
@@ -37,6 +39,10 @@ METHODS = _choices("minimum_norm", "wiener", "dct", "wavelet", "tv", "diffusion"
 VALUES = _choices("auto", "float32", "float16", "quantised")
 CODINGS = _choices("auto", "plain", "packed", "bitshuffle-lz4", "bitshuffle-zstd")
 DTYPES = _choices("uint8", "uint16", "float32")
+PRESET_NAMES = _choices("small", "paper-128", "paper-256")
+PREDICTIONS = _choices("epsilon", "flow")
+CONTENTS = _choices("clean", "frames")
+PRECISIONS = _choices("auto", "fp32", "bf16")
 
 
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
@@ -161,7 +167,7 @@ class RecoveryOptions:
         str | None,
         _option(
             RECOVERY,
-            "minimum_norm, wiener, dct, wavelet or tv.",
+            "minimum_norm, wiener, dct, wavelet, tv or diffusion.",
             show_default="dct",
             autocompletion=METHODS,
             metavar="METHOD",
@@ -260,6 +266,102 @@ class PlaceOptions:
             metavar="PORT",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What a prior is trained on, and how."""
+
+    input: Annotated[
+        list[str] | None,
+        _option(
+            IMAGES,
+            "'specimen' (simulated), an MRC, TIFF or STAR file, or a folder; repeatable.",
+            show_default="specimen",
+            metavar="SOURCE",
+        ),
+    ] = None
+    images: Annotated[int, _option(IMAGES, "At most so many.", min=10, metavar="N")] = 40_000
+    content: Annotated[
+        str | None,
+        _option(
+            IMAGES,
+            "clean (simulated, without noise) or frames (as recorded).",
+            show_default="clean if simulated",
+            autocompletion=CONTENTS,
+            metavar="KIND",
+        ),
+    ] = None
+    whole: Annotated[
+        bool,
+        _option(
+            IMAGES, "Whole frames, Fourier-cropped to the preset's side; else windows of them.", "--whole"
+        ),
+    ] = False
+    structure: Annotated[
+        list[str] | None,
+        _option(
+            IMAGES,
+            "Simulated: 'cage', 'barrel', 'ring', or a PDB, mmCIF or MRC file; repeatable.",
+            show_default="cage, barrel, ring",
+            metavar="NAME",
+        ),
+    ] = None
+    pixel_size: Annotated[
+        list[float] | None,
+        _option(
+            IMAGES,
+            "Simulated: repeatable; of a file: instead of what it says.",
+            show_default="whole particles, and half of that",
+            metavar="Å",
+        ),
+    ] = None
+    dose: Annotated[
+        list[float] | None,
+        _option(IMAGES, "Of simulated frames; repeatable.", show_default="20", metavar="E/Å²"),
+    ] = None
+    snr: Annotated[
+        float | None,
+        _option(IMAGES, "Of simulated frames: Gaussian noise instead of counts.", metavar="RATIO"),
+    ] = None
+    defocus_min_um: Annotated[
+        float | None, _option(IMAGES, "Simulated: least underfocus.", show_default="0.8", metavar="UM")
+    ] = None
+    defocus_max_um: Annotated[
+        float | None, _option(IMAGES, "Simulated: most underfocus.", show_default="2.2", metavar="UM")
+    ] = None
+    preset: Annotated[
+        str,
+        _option(
+            TRAINING, "Network and recipe: small, paper-128 or paper-256.",
+            autocompletion=PRESET_NAMES, metavar="NAME",
+        ),
+    ] = "small"  # fmt: skip
+    prediction: Annotated[
+        str,
+        _option(TRAINING, "epsilon (a diffusion model) or flow.", autocompletion=PREDICTIONS, metavar="KIND"),
+    ] = "epsilon"
+    steps: Annotated[
+        int | None,
+        _option(TRAINING, "Of the optimiser.", min=1, show_default="as the preset says", metavar="N"),
+    ] = None
+    batch: Annotated[
+        int | None,
+        _option(TRAINING, "Images a device takes at a time.", min=1, show_default="preset's", metavar="N"),
+    ] = None
+    learning_rate: Annotated[
+        float | None,
+        _option(TRAINING, "The largest.", min=1e-8, max=1, show_default="preset's", metavar="RATE"),
+    ] = None
+    start: Annotated[
+        str | None,
+        _option(TRAINING, "Begin from a prior's weights: 'small', or its folder.", "--from", metavar="PRIOR"),
+    ] = None
+    precision: Annotated[
+        str,
+        _option(TRAINING, "auto (bf16 on a GPU), fp32 or bf16.", autocompletion=PRECISIONS, metavar="NAME"),
+    ] = "auto"
+    seed: Annotated[int, _option(TRAINING, "Of everything random.", min=0, metavar="N")] = 0
 
 
 def spread(command: Callable[..., Any]) -> Callable[..., Any]:
