@@ -30,15 +30,18 @@ from reconstructor.memory import (
     is_out_of_memory,
     release,
 )
+from reconstructor.pace import Pace
 from reconstructor.quality import frc, frc_resolution, psnr, ssim
-from reconstructor.recovery import Recovery
-from reconstructor.writer import Results
+from reconstructor.recovery import Recovered, Recovery, check_recovery
+from reconstructor.recovery.diffusion import DiffusionParameters
+from reconstructor.writer import Learned, Results
 
 log = logging.getLogger(__name__)
 
 RECOVERIES_KEPT = 8
 JOINED_PIXELS = 2_097_152  # small blocks are recovered together up to this; larger ones overlap with writing
 HIGHEST_PSNR = 200.0  # where image and reference are equal to rounding
+LEARNED = "diffusion"  # the method with a learned prior
 
 
 class Block(NamedTuple):
@@ -66,14 +69,22 @@ class Outcome:
     is_last: bool = True  # of the outcomes of this block, where it is recovered frame by frame
 
 
+class _Told(NamedTuple):
+    """What a recovery says of a frame beside its image."""
+
+    free_residual: float | None
+    learned: Learned | None
+
+
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What blocks are recovered with."""
+    """What blocks are recovered with; ``evaluations`` of a learned prior, if that is used."""
 
     configuration: Configuration
     operator: LinearOperator
     recovery: Recovery
     choice: RecoveryChoice
+    evaluations: int | None
 
     @property
     def key(self) -> BatchKey:
@@ -92,9 +103,14 @@ class Recoverer:
         as many, fewer are: see ``reconstructor.memory``.
     batch_changed : callable
         ``batch_changed(key, frames, is_less)``: so many frames are recovered at a time from now on.
+    keeps_pace : bool
+        Give a learned prior as many evaluations as the stream leaves time for, where the user does not say
+        how many.
 
     Attributes
     ----------
+    pace : Pace or None
+        Of the learned prior that frames are recovered with, in a stream that it must keep up with.
     joined_frames : int
         Up to how many frames of the series it pays to recover blocks together.
     frames_per_batch : int
@@ -108,12 +124,18 @@ class Recoverer:
         device: torch.device,
         batch_pixels: int,
         batch_changed: Callable[[BatchKey, int, bool], None] = lambda key, frames, is_less: None,
+        *,
+        keeps_pace: bool = False,
     ) -> None:
         self._device, self._batch_pixels = device, batch_pixels
+        self._keeps_pace = keeps_pace
+        self._pace_of = ""  # the recovery_id that it is measured for
+        self.pace: Pace | None = None
         self._clock = SteadyClock()
         self._configurations: dict[str, Configuration] = {}
         self._operators: OrderedDict[str, LinearOperator] = OrderedDict()
-        self._recoveries: OrderedDict[tuple[str, str], Recovery] = OrderedDict()
+        self._recoveries: OrderedDict[tuple[str, str, int | None], Recovery] = OrderedDict()
+        self._fresh: Recovery | None = None  # built and not called yet: its first call tells no cost
         self._levels: dict[str, FlatLevel] = {}
         self._limits = BatchLimits(batch_changed)
         self._pauses: Iterator[float] = iter(())
@@ -138,6 +160,7 @@ class Recoverer:
         self._configurations.clear()
         self._levels.clear()
         self._recoveries.clear()  # they depend on the calibration
+        self._pace_of = ""
 
     def configure(self, notice: ConfigurationNotice) -> bool:
         """Take note of a configuration; False if it was known."""
@@ -145,6 +168,21 @@ class Recoverer:
         known = configuration.config_id in self._configurations
         self._configurations[configuration.config_id] = configuration
         return not known
+
+    def keep_pace(self, choice: RecoveryChoice) -> Pace | None:
+        """What is measured of a recovery in this series' stream; None where it has no learned prior."""
+        if not self._keeps_pace or choice.spec.method != LEARNED:
+            self.pace, self._pace_of = None, ""
+        elif choice.recovery_id != self._pace_of:
+            self.pace, self._pace_of = Pace(_fixed_evaluations(choice.spec)), choice.recovery_id
+        return self.pace
+
+    def _evaluations(self, choice: RecoveryChoice) -> int | None:
+        """Of a learned prior, for the frames that are recovered next."""
+        if choice.spec.method != LEARNED:
+            return None
+        pace = self.keep_pace(choice)
+        return _parameters(choice.spec).evaluations if pace is None else pace.standing.evaluations
 
     def recover(self, blocks: Sequence[Block], choice: RecoveryChoice) -> list[Outcome]:
         """Recover blocks of one configuration together; one outcome for each, in order.
@@ -169,25 +207,31 @@ class Recoverer:
         configuration = self._configurations.get(header.config_id)
         if configuration is None or header.series != self._series:
             raise ValueError(f"configuration {header.config_id} of series {header.series} was not announced")
-        key = (configuration.config_id, choice.recovery_id)
+        evaluations = self._evaluations(choice)
+        key = (configuration.config_id, choice.recovery_id, evaluations)
         if key not in self._recoveries:
             try:
-                recovery = self._built(configuration, choice)
+                recovery = self._built(configuration, choice, evaluations)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 recovery = None
             if recovery is None:  # again, without those that are kept, once the error holds nothing any more
                 self._make_room()
-                recovery = self._built(configuration, choice)
-            self._recoveries[key] = recovery
+                recovery = self._built(configuration, choice, evaluations)
+            self._recoveries[key] = self._fresh = recovery
         self._recoveries.move_to_end(key)
         if len(self._recoveries) > RECOVERIES_KEPT:
             self._recoveries.popitem(last=False)
-        return _Task(configuration, self._operator(configuration), self._recoveries[key], choice)
+        return _Task(configuration, self._operator(configuration), self._recoveries[key], choice, evaluations)
 
-    def _built(self, configuration: Configuration, choice: RecoveryChoice) -> Recovery:
-        return Recovery(self._operator(configuration), choice.spec, self._calibration)
+    def _built(
+        self, configuration: Configuration, choice: RecoveryChoice, evaluations: int | None
+    ) -> Recovery:
+        spec = choice.spec
+        if evaluations is not None:
+            spec = spec.model_copy(update={"parameters": {**spec.parameters, "evaluations": evaluations}})
+        return Recovery(self._operator(configuration), spec, self._calibration)
 
     def _make_room(self) -> None:
         """Let go of everything that can be built again."""
@@ -217,12 +261,17 @@ class Recoverer:
             self._measurements(block, block_rows, task)
             for block, block_rows in zip(blocks, rows, strict=True)
         ]
-        images, free_residual = self._images(parts[0] if len(parts) == 1 else np.concatenate(parts), task)
+        frame_ids = [
+            frame
+            for block, block_rows in zip(blocks, rows, strict=True)
+            for frame in _frame_ids(block, block_rows)
+        ]
+        images, told = self._images(parts[0] if len(parts) == 1 else np.concatenate(parts), frame_ids, task)
         outcomes: list[Outcome] = []
         first = 0
         for block, block_rows in zip(blocks, rows, strict=True):
             last = first + len(block_rows)
-            results = self._results(block, block_rows, images[first:last], free_residual[first:last], task)
+            results = self._results(block, block_rows, images[first:last], told[first:last], task)
             outcomes.append(Outcome(block, results))
             first = last
         return outcomes
@@ -253,7 +302,8 @@ class Recoverer:
     ) -> Iterator[Results]:
         """Results of those frames that can be recovered; the others go into ``rejected``, with the reason."""
         try:
-            results = self._results(block, rows, *self._images(measurements, task), task)
+            found = self._images(measurements, _frame_ids(block, rows), task)
+            results = self._results(block, rows, *found, task)
         except Exception as error:
             if len(rows) == 1:
                 is_sound = np.isfinite(measurements).all()
@@ -280,39 +330,46 @@ class Recoverer:
             self._levels[task.configuration.config_id] = level
         return level.put_back(measurements)
 
-    def _images(self, measurements: np.ndarray, task: _Task) -> tuple[np.ndarray, list[float | None]]:
-        """Images (n, H, W) float32 of measurements (n, *measurement_shape), and their free residuals."""
+    def _images(
+        self, measurements: np.ndarray, frame_ids: Sequence[int], task: _Task
+    ) -> tuple[np.ndarray, list[_Told]]:
+        """Images (n, H, W) float32 of measurements (n, *measurement_shape), and what is said of each."""
         images: list[np.ndarray] = []
-        free_residual: list[float | None] = []
+        told: list[_Told] = []
         most, limits, key = self.frames_per_batch, self._limits, task.key
         first = 0
         while first < len(measurements):
             self.frames_at_a_time = size = limits.frames(key, most)
             part = measurements[first : first + size]
-            found = self._image_batch(part, task)
+            found = self._image_batch(part, frame_ids[first : first + size], task)
             if found is not None:
                 limits.went_well(key, len(part), most)
                 images.append(found[0])
-                free_residual += found[1]
+                told += found[1]
                 first += len(part)
             elif len(part) > 1:
                 limits.halve(key, len(part), most)
                 release(self._device)
             else:
                 self._await_memory(task)
-        return images[0] if len(images) == 1 else np.concatenate(images), free_residual
+        return images[0] if len(images) == 1 else np.concatenate(images), told
 
     def _image_batch(
-        self, measurements: np.ndarray, task: _Task
-    ) -> tuple[np.ndarray, list[float | None]] | None:
+        self, measurements: np.ndarray, frame_ids: Sequence[int], task: _Task
+    ) -> tuple[np.ndarray, list[_Told]] | None:
         """The same of as many as are recovered in one call; None if memory does not hold them."""
+        is_fresh, self._fresh, began = task.recovery is self._fresh, None, time.monotonic()
         try:
             y = torch.from_numpy(measurements.astype(np.float32, copy=False)).to(self._device)
-            recovered = task.recovery(y)
+            recovered = task.recovery(y, frame_ids)
             if not torch.isfinite(recovered.images.sum()):  # one number tells of any that is not
                 raise ValueError("the recovered image is not finite")
             residual = [_known(value) for value in recovered.free_residual.tolist()]
-            return recovered.images.cpu().numpy(), residual
+            images = recovered.images.cpu().numpy()
+            if task.evaluations is not None and self.pace is not None and not is_fresh:
+                self.pace.took(len(images), task.evaluations, time.monotonic() - began)
+            learned = _learned(recovered, task.evaluations)
+            return images, [_Told(*of_frame) for of_frame in zip(residual, learned, strict=True)]
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -330,7 +387,7 @@ class Recoverer:
         if pause is None:
             shape = task.configuration.shape
             raise MemoryError(does_not_fit(shape, task.choice.spec.method, self._device))
-        kept = (task.configuration.config_id, task.choice.recovery_id)
+        kept = (task.configuration.config_id, task.choice.recovery_id, task.evaluations)
         self._make_room()
         self._recoveries[kept], self._operators[kept[0]] = task.recovery, task.operator
         time.sleep(pause)
@@ -340,7 +397,7 @@ class Recoverer:
         block: Block,
         rows: Sequence[int],
         images: np.ndarray,
-        free_residual: Sequence[float | None],
+        told: Sequence[_Told],
         task: _Task,
     ) -> Results:
         results = Results(
@@ -352,7 +409,8 @@ class Recoverer:
             recovery_id=task.choice.recovery_id,
             method=task.choice.spec.method,
             recovered_at=self._clock.now(),
-            free_residual=free_residual,
+            free_residual=[of_frame.free_residual for of_frame in told],
+            learned=[of_frame.learned for of_frame in told if of_frame.learned is not None],
         )
         self._judge(results, task)
         return results
@@ -408,6 +466,7 @@ def _joined(found: Sequence[Results]) -> Results:
         rows=[row for part in found for row in part.rows],
         images=np.concatenate([part.images for part in found]),
         free_residual=[value for part in found for value in part.free_residual],
+        learned=[value for part in found for value in part.learned],
         psnr={frame: value for part in found for frame, value in part.psnr.items()},
         ssim={frame: value for part in found for frame, value in part.ssim.items()},
         frc_resolution_angstrom={
@@ -425,9 +484,41 @@ def _rows(block: Block) -> Sequence[int]:
     return [row for row, frame in enumerate(header.frame_ids) if frame in wanted]
 
 
+def _frame_ids(block: Block, rows: Sequence[int]) -> list[int]:
+    return [block.header.frame_ids[row] for row in rows]
+
+
 def wanted_frames(block: Block) -> list[int]:
     """The frame_ids of a block that are to be recovered."""
-    return [block.header.frame_ids[row] for row in _rows(block)]
+    return _frame_ids(block, _rows(block))
+
+
+def _fixed_evaluations(spec: RecoverySpec) -> int | None:
+    """How many evaluations a learned prior is given whatever they cost; None where that is left open."""
+    parameters = _parameters(spec)
+    is_open = parameters.sampler == "posterior" and spec.parameters.get("evaluations") is None
+    return None if is_open else parameters.evaluations
+
+
+def _parameters(spec: RecoverySpec) -> DiffusionParameters:
+    parameters = check_recovery(spec)
+    assert isinstance(parameters, DiffusionParameters)
+    return parameters
+
+
+def _learned(recovered: Recovered, evaluations: int | None) -> list[Learned | None]:
+    """What the prior did to each frame; None of each where none was used."""
+    if evaluations is None:
+        return [None] * len(recovered.images)
+    shifts = recovered.prior_shift.tolist()
+    spread = recovered.spread
+    spreads = [math.nan] * len(shifts) if spread is None else spread.flatten(1).mean(1).tolist()
+    return [Learned(_finite(a), _finite(b), evaluations) for a, b in zip(shifts, spreads, strict=True)]
+
+
+def _finite(value: float) -> float | None:
+    """The value, unless it is no number or infinite (a flat image, one sample)."""
+    return value if math.isfinite(value) else None
 
 
 def _known(value: float) -> float | None:

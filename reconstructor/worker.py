@@ -53,6 +53,7 @@ from common.wire.planes import Planes
 from reconstructor.batches import Block, Outcome, Recoverer, RecoveryChoice, wanted_frames
 from reconstructor.memory import BatchKey
 from reconstructor.metrics import Measured
+from reconstructor.pace import Standing
 from reconstructor.recovery import check_recovery
 from reconstructor.subscriber import Subscriber
 from reconstructor.writer import Results, ResultsWriter
@@ -118,6 +119,8 @@ class _Tally:
                     "frc_resolution_angstrom_sum",
                     "free_frames",
                     "free_residual_sum",
+                    "learned_frames",
+                    "prior_shift_sum",
                 ),
                 0.0,
             )
@@ -128,6 +131,7 @@ class _Tally:
         quality = self.quality[results.header.config_id]
         judged = results.psnr.keys() & results.ssim.keys() & results.frc_resolution_angstrom.keys()
         free = [value for value in results.free_residual if value is not None]
+        shifts = [learned.prior_shift for learned in results.learned if learned.prior_shift is not None]
         for name, value in (
             ("frames", len(judged)),
             ("psnr_sum", sum(results.psnr[frame] for frame in judged)),
@@ -135,6 +139,8 @@ class _Tally:
             ("frc_resolution_angstrom_sum", sum(results.frc_resolution_angstrom[frame] for frame in judged)),
             ("free_frames", len(free)),
             ("free_residual_sum", sum(free)),
+            ("learned_frames", len(shifts)),
+            ("prior_shift_sum", sum(shifts)),
         ):
             quality[name] += value
         self.newest = self.newest.after(results)
@@ -172,7 +178,7 @@ class Worker:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
         self._unique_name = f"{name}-{uuid.uuid4().hex[:8]}"
-        self._recoverer = Recoverer(self._device, settings.batch_pixels, self._batch_changed)
+        self._recoverer = Recoverer(self._device, settings.batch_pixels, self._batch_changed, keeps_pace=True)
         self._choice = RecoveryChoice(RecoverySpec(), "default")
         self._inbox: SimpleQueue[Received | None] = SimpleQueue()
         self._outbox: SimpleQueue[Callable[[], None] | Outcome | None] = SimpleQueue()
@@ -340,6 +346,7 @@ class Worker:
         then, busy = self._busy_before
         self._busy_before = (now, tally.recovery_seconds)
         share = (tally.recovery_seconds - busy) / (now - then) if now > then else 0.0
+        learned = self._learned
         return {
             "series": self._series,
             "frames_recovered": tally.frames_recovered,
@@ -347,6 +354,9 @@ class Worker:
             "batches": tally.batches,
             "batch_halvings": self._recoverer.batch_halvings,
             "frames_per_batch": self._recoverer.frames_at_a_time,
+            "evaluations": None if learned is None else learned.evaluations,
+            "frames_per_s_possible": None if learned is None else learned.possible,
+            "frames_per_s_asked": None if learned is None else learned.asked,
             "recovery_seconds": tally.recovery_seconds,
             "write_seconds": tally.write_seconds,
             "busy_share": min(1.0, max(0.0, share)),
@@ -362,14 +372,24 @@ class Worker:
             "error": self.error,
         }
 
+    @property
+    def _learned(self) -> Standing | None:
+        """How the learned prior keeps up, if one is used."""
+        pace = self._recoverer.pace
+        return None if pace is None else pace.standing
+
     def families(self) -> Iterator[Family]:
         """What Prometheus is told."""
+        learned = self._learned
         tally, device, threads = self._tally, str(self._device), str(self._threads_of_torch)
         yield metrics.RECOVERED.family(tally.frames_recovered)
         yield metrics.REJECTED.family(tally.frames_rejected)
         yield from self._measured.families()
         yield metrics.FRAMES_PER_BATCH.family(self._recoverer.frames_at_a_time)
         yield metrics.BATCH_HALVINGS.family(self._recoverer.batch_halvings)
+        yield metrics.EVALUATIONS.family(None if learned is None else learned.evaluations)
+        yield metrics.FRAMES_POSSIBLE.family(None if learned is None else learned.possible)
+        yield metrics.FRAMES_ASKED.family(None if learned is None else learned.asked)
         yield metrics.BLOCKS_HELD.family(self._subscriber.held)
         yield metrics.CREDITS.family(self._credits)
         yield metrics.WORKER_INFO.family({(device, threads): 1})
@@ -422,15 +442,44 @@ class Worker:
         """Recover a block, together with those of the same configuration that wait behind it."""
         blocks = [Block(header, received.buffers)]
         frames = len(header.frame_ids)
+        choice, most = self._choice, self._recoverer.joined_frames
+        pace = self._recoverer.keep_pace(choice)
+        if pace is not None:
+            pace.came(time.monotonic(), header.acquired_at)
+            most = pace.frames_together(self._recoverer.frames_per_batch)
+            if frames > most:
+                self._recover_in_parts(header, received)
+                return
         while (follower := self._peek()) is not None and isinstance(follower.message, Frames):
             next_header = follower.message
             frames += len(next_header.frame_ids)
             same = (next_header.series, next_header.config_id) == (header.series, header.config_id)
-            if not same or next_header.alone or frames > self._recoverer.joined_frames:
+            if not same or next_header.alone or frames > most:
                 break
+            if pace is not None:
+                pace.came(time.monotonic(), next_header.acquired_at)
             blocks.append(Block(next_header, follower.buffers))
             self._waiting.popleft()
-        for outcome in self._recovered(blocks):
+        for outcome in self._recovered(blocks, choice):
+            self._outbox.put(outcome)
+
+    def _recover_in_parts(self, header: Frames, received: Received) -> None:
+        """Recover a block that takes long, a few frames at a time, each answered for when it is done.
+
+        So its first frames need not wait for its last, and a worker that is told to end does not either.
+        """
+        whole = Block(header, received.buffers)
+        frames = wanted_frames(whole)
+        while frames:
+            if self.failed or self._subscriber.leaving:
+                return  # what is left goes to others
+            choice = self._choice
+            pace = self._recoverer.keep_pace(choice)
+            size = len(frames) if pace is None else pace.frames_together(self._recoverer.frames_per_batch)
+            part = msgspec.structs.replace(header, wanted=frames[:size])
+            frames = frames[size:]
+            (outcome,) = self._recovered([Block(part, received.buffers)], choice)
+            outcome.is_last = not frames
             self._outbox.put(outcome)
 
     def _recover_alone(self, header: Frames, received: Received) -> None:
@@ -444,7 +493,7 @@ class Worker:
             if self.failed or self._subscriber.leaving:
                 return  # what is left goes to others
             one = msgspec.structs.replace(header, wanted=[frame])
-            (outcome,) = self._recovered([Block(one, received.buffers)])
+            (outcome,) = self._recovered([Block(one, received.buffers)], self._choice)
             outcome.is_last = frame == frames[-1]
             written = threading.Event()
             self._outbox.put(outcome)
@@ -453,12 +502,14 @@ class Worker:
                 pass
             self._subscriber.await_answered(ANSWERED_SECONDS)
 
-    def _recovered(self, blocks: list[Block]) -> list[Outcome]:
+    def _recovered(self, blocks: list[Block], choice: RecoveryChoice) -> list[Outcome]:
         headers = [block.header for block in blocks]
         about(config=headers[0].config_id)
-        choice, began = self._choice, time.monotonic()
+        began = time.monotonic()
         outcomes = self._recoverer.recover(blocks, choice)
         seconds = time.monotonic() - began
+        if self._recoverer.pace is not None and (slow := self._recoverer.pace.complaint()):
+            self._control.event("recovery_slow", slow)
         if self._tracing is not None:
             self._trace("recover", headers, seconds, {"cryoflux.method": choice.spec.method})
         self._tally.recovery_seconds += seconds

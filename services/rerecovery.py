@@ -33,7 +33,7 @@ from common.session import RecoverySpec
 from common.settings import SECRETS, Settings
 from common.wire.control import error_line
 from common.wire.messages import MAX_FRAME_ID, ConfigurationNotice, Start
-from reconstructor.batches import Recoverer, RecoveryChoice
+from reconstructor.batches import LEARNED, Recoverer, RecoveryChoice
 from reconstructor.finalise import Summary, finalise, read_journals
 from reconstructor.recorded import ArchiveRecording, FolderRecording, Recording, Unit
 from reconstructor.writer import ResultsWriter
@@ -44,10 +44,13 @@ from services.control_plane.session import recovery_id
 from services.display import Display, recovered_summary, recovering
 from services.failure import CannotRun, WrongOption
 from services.lifeline import end_with
+from services.priors import prior_of
+from services.priors import settled as settled_recovery
 
 PLAN = "recovery.json"
 LOCK = ".recovery.lock"
 MOST_WORKERS = 16
+LEARNED_FRAMES = {"cpu": 8, "cuda": 256}  # recovered before they are durable, with a learned prior
 
 Progress = Callable[[int], None]
 
@@ -120,6 +123,7 @@ def recover_again(
     workers: int | None = None,
     overwrite: bool = False,
     tell: Callable[[str], None] = lambda line: None,
+    note: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], Any],
 ) -> Recovered:
     """Recover every frame of a recorded session, or those that an earlier run with the same options left.
@@ -131,7 +135,9 @@ def recover_again(
     workers : int, optional
         Processes; else one a core, or one where there is a GPU.
     tell : callable
-        Told, in one line, of what the user should know.
+        Told, in one line, of what the user should beware of.
+    note : callable
+        Told, in one line, of what is as it should be.
     progress : callable
         ``progress(frames, of which done)`` gives a context in which one reports how many are done.
 
@@ -143,11 +149,18 @@ def recover_again(
     output = output.absolute()
     if output == source.absolute():
         raise WrongOption("--output: is the session's own folder; name another one")
+    spec, problems = settled_recovery(spec)
+    if problems:
+        raise WrongOption(f"--parameter prior: {problems[0].message}")
     recording, known = recorded(source)
     with recording:
         choice = RecoveryChoice(spec, recovery_id(spec))
         if recording.message:
             tell(recording.message)
+        if (prior := prior_of(spec)) is not None:
+            note(prior.told())
+            if doubt := prior.doubt(recording.start.shape, recording.start.pixel_size_angstrom):
+                tell(doubt)
         plan = {
             "source": str(source.absolute()),
             "series": recording.start.series,
@@ -194,7 +207,7 @@ def recover_shown(
     overwrite: bool,
 ) -> int:
     """Recover, and show how it goes; without an output folder, into one beside the source."""
-    began = time.monotonic()
+    began, display = time.monotonic(), Display()
     stem = source.absolute().stem if source.is_file() else source.absolute().name
     folder = output or source.absolute().with_name(f"{stem}-{spec.method}")
     done = recover_again(
@@ -204,7 +217,8 @@ def recover_shown(
         settings=settings,
         workers=workers,
         overwrite=overwrite,
-        tell=Display().warn,
+        tell=display.warn,
+        note=display.note,
         progress=recovering,
     )
     recovered_summary(done.account, folder, found=done.found, seconds=time.monotonic() - began)
@@ -300,7 +314,7 @@ def _in_parallel(
     waiting: set[Future[tuple[int, dict[int, str]]]] = set()
     try:
         with _deaf_to_interrupts():  # the processes, which begin here, stay so: the parent decides
-            waiting.update(pool.submit(_recover, unit, frames) for unit, frames in left)
+            waiting.update(pool.submit(_recover, unit, frames) for unit, frames in _jobs(task, left))
         for future in as_completed(waiting):
             count, rejected = future.result()
             lost.update(rejected.values())
@@ -315,6 +329,14 @@ def _in_parallel(
     finally:
         pool.shutdown(cancel_futures=True)
     return lost
+
+
+def _jobs(task: _Task, left: list[tuple[Unit, list[int]]]) -> Iterator[tuple[Unit, list[int]]]:
+    """Units, or parts of them where recovering one takes long."""
+    device = torch_device(Settings.model_validate(task.settings)).type
+    for unit, frames in left:
+        size = LEARNED_FRAMES.get(device, 8) if task.choice.spec.method == LEARNED else len(frames)
+        yield from ((unit, frames[first : first + size]) for first in range(0, len(frames), size))
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import msgspec
@@ -45,8 +46,10 @@ def _recoverer(
     frames_per_batch: int = 8,
     mask_hash: str = OPERATOR.mask_hash,
     batch_changed: Callable[..., Any] = lambda *_: None,
+    keeps_pace: bool = False,
 ) -> Recoverer:
-    recoverer = Recoverer(torch.device("cpu"), frames_per_batch * SHAPE[0] * SHAPE[1], batch_changed)
+    pixels = frames_per_batch * SHAPE[0] * SHAPE[1]
+    recoverer = Recoverer(torch.device("cpu"), pixels, batch_changed, keeps_pace=keeps_pace)
     recoverer.start(
         Start(
             series="s1",
@@ -130,10 +133,10 @@ def test_a_bad_frame_does_not_take_others_with_it(monkeypatch: pytest.MonkeyPatc
     bad = OPERATOR.A(torch.from_numpy(FRAMES[[6]].astype(np.float32))).numpy()
 
     class Choosy(Recovery):
-        def __call__(self, y: torch.Tensor) -> Recovered:
+        def __call__(self, y: torch.Tensor, frame_ids: Sequence[int] | None = None) -> Recovered:
             if any(np.array_equal(one, bad[0]) for one in y.numpy()):
                 raise RuntimeError("cannot\nbe recovered")
-            return super().__call__(y)
+            return super().__call__(y, frame_ids)
 
     monkeypatch.setattr(reconstructor.batches, "Recovery", Choosy)
     fine, mixed = _recoverer().recover([_block([0, 1]), _block([5, 6, 7])], CHOICE)
@@ -146,8 +149,8 @@ def test_a_bad_frame_does_not_take_others_with_it(monkeypatch: pytest.MonkeyPatc
 
 def test_an_image_that_is_not_finite_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Recovery):
-        def __call__(self, y: torch.Tensor) -> Recovered:
-            recovered = super().__call__(y)
+        def __call__(self, y: torch.Tensor, frame_ids: Sequence[int] | None = None) -> Recovered:
+            recovered = super().__call__(y, frame_ids)
             recovered.images[0, 0, 0] = float("nan")
             return recovered
 
@@ -216,6 +219,128 @@ def test_reference_frames_that_cannot_be_read_are_rejected_without_the_others(sp
     assert list(outcome.results.rows) == [0, 2, 4]
 
 
+# ---- a learned prior
+
+
+class _Prior:
+    """A recovery in a learned prior's place: says of a frame that it was shifted by its number."""
+
+    room = 1000  # frames that memory holds
+    calls: ClassVar[list[tuple[int, list[int]]]] = []  # evaluations, frame_ids
+
+    def __init__(self, op: Any, spec: RecoverySpec, calibration: Calibration) -> None:
+        self._linear = Recovery(op, CHOICE.spec, calibration)
+        self._evaluations = spec.parameters["evaluations"]
+        self._samples = spec.parameters.get("samples", 1)
+
+    def __call__(self, y: torch.Tensor, frame_ids: Sequence[int]) -> Any:
+        assert len(frame_ids) == len(y)
+        self.calls.append((self._evaluations, list(frame_ids)))
+        if len(y) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        found = self._linear(y)
+        spread = torch.full_like(found.images, 0.25) if self._samples > 1 else None
+        return SimpleNamespace(
+            images=found.images,
+            free_residual=found.free_residual,
+            prior_shift=torch.tensor([frame / 100 if frame else torch.nan for frame in frame_ids]),
+            spread=spread,
+        )
+
+
+@pytest.fixture
+def prior(monkeypatch: pytest.MonkeyPatch) -> type[_Prior]:
+    monkeypatch.setattr(reconstructor.batches, "Recovery", _Prior)
+    monkeypatch.setattr(_Prior, "calls", [])
+    monkeypatch.setattr(_Prior, "room", 1000)
+    return _Prior
+
+
+def _learned(**parameters: Any) -> RecoveryChoice:
+    return RecoveryChoice(RecoverySpec(method="diffusion", parameters=parameters), f"r{parameters}")
+
+
+def test_a_frame_keeps_its_number_and_what_is_told_of_it_however_batches_are_cut(prior: type[_Prior]) -> None:
+    prior.room = 2
+    blocks = [_block([3, 4, 5, 6], wanted=[6, 4]), _block([0]), _block([7, 8, 9])]
+    outcomes = _recoverer().recover(blocks, _learned(evaluations=12))
+    assert [frames for _, frames in prior.calls] == [
+        [4, 6, 0, 7, 8, 9],
+        [4, 6, 0],
+        [4],
+        [6],
+        [0],
+        [7],
+        [8],
+        [9],
+    ]
+    for outcome, frames in zip(outcomes, ([4, 6], [0], [7, 8, 9]), strict=True):
+        assert outcome.results is not None
+        assert [known.evaluations for known in outcome.results.learned] == [12] * len(frames)
+        shifts = [known.prior_shift for known in outcome.results.learned]
+        assert shifts == [pytest.approx(frame / 100) if frame else None for frame in frames]
+        assert {known.posterior_spread for known in outcome.results.learned} == {None}
+
+
+def test_what_is_told_of_frames_survives_a_bad_one_among_them(prior: type[_Prior]) -> None:
+    class Choosy(prior):
+        def __call__(self, y: torch.Tensor, frame_ids: Sequence[int]) -> Any:
+            if 6 in frame_ids:
+                raise RuntimeError("cannot be recovered")
+            return super().__call__(y, frame_ids)
+
+    reconstructor.batches.Recovery = Choosy  # undone by the fixture
+    (outcome,) = _recoverer().recover([_block([5, 6, 7, 8])], _learned(samples=3))
+    assert outcome.rejected == {6: "cannot be recovered"}
+    assert outcome.results is not None
+    assert [known.prior_shift for known in outcome.results.learned] == pytest.approx([0.05, 0.07, 0.08])
+    assert [known.posterior_spread for known in outcome.results.learned] == [0.25] * 3
+
+
+def test_nothing_is_told_of_a_prior_where_none_is_used() -> None:
+    (outcome,) = _recoverer().recover([_block([1, 2])], CHOICE)
+    assert outcome.results is not None
+    assert list(outcome.results.learned) == []
+
+
+def test_without_a_stream_to_keep_up_with_the_usual_number_of_evaluations_is_taken(
+    prior: type[_Prior],
+) -> None:
+    recoverer = _recoverer()
+    recoverer.recover([_block([1])], _learned())
+    recoverer.recover([_block([1])], _learned(evaluations=33))
+    assert [evaluations for evaluations, _ in prior.calls] == [20, 33]
+    assert recoverer.pace is None
+
+
+def test_the_number_of_evaluations_follows_what_is_measured(prior: type[_Prior]) -> None:
+    recoverer, choice = _recoverer(keeps_pace=True), _learned()
+    (first,) = recoverer.recover([_block([1])], choice)
+    assert first.results is not None
+    assert first.results.learned[0].evaluations == 20
+    assert recoverer.pace is not None
+    assert recoverer.pace.cost is None  # the first call of a recovery is not what they cost
+    recoverer.recover([_block([2])], choice)
+    assert recoverer.pace.cost is not None
+    for second in range(4):
+        recoverer.pace.came(float(second), [float(second)])
+    recoverer.pace.took(1, 20, 1e6)
+    (last,) = recoverer.recover([_block([3])], choice)
+    assert last.results is not None
+    assert last.results.learned[0].evaluations == 10
+    assert [evaluations for evaluations, _ in prior.calls] == [20, 20, 10]
+
+
+def test_another_recovery_is_measured_anew_and_one_without_a_prior_is_not(prior: type[_Prior]) -> None:
+    recoverer = _recoverer(keeps_pace=True)
+    pace = recoverer.keep_pace(_learned())
+    assert pace is not None
+    assert recoverer.keep_pace(_learned()) is pace
+    assert recoverer.keep_pace(_learned(samples=2)) is not pace
+    assert recoverer.keep_pace(CHOICE) is None
+    assert recoverer.pace is None
+
+
 # ---- memory that is short
 
 
@@ -225,11 +350,11 @@ class _Small(Recovery):
     room = 3
     sizes: ClassVar[list[int]] = []
 
-    def __call__(self, y: torch.Tensor) -> Recovered:
+    def __call__(self, y: torch.Tensor, frame_ids: Sequence[int] | None = None) -> Recovered:
         self.sizes.append(len(y))
         if len(y) > self.room:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {len(y)} GiB")
-        return super().__call__(y)
+        return super().__call__(y, frame_ids)
 
 
 @pytest.fixture
@@ -302,9 +427,9 @@ def test_a_frame_that_does_not_fit_alone_is_rejected_and_the_worker_goes_on(smal
 
 def test_memory_that_comes_free_while_one_frame_waits_for_it_saves_the_frame(small: type[_Small]) -> None:
     class Passing(small):
-        def __call__(self, y: torch.Tensor) -> Recovered:
+        def __call__(self, y: torch.Tensor, frame_ids: Sequence[int] | None = None) -> Recovered:
             type(self).room = 0 if len(self.sizes) < 3 else 100
-            return super().__call__(y)
+            return super().__call__(y, frame_ids)
 
     reconstructor.batches.Recovery = Passing  # undone by the fixture
     (outcome,) = _recoverer().recover([_block([0, 1])], CHOICE)
