@@ -168,8 +168,8 @@ class _Training:
         self.schedule = usual_schedule(recipe.prediction)
         self.order = ImageOrder(len(images), recipe.seed)
         self.images = images
-        _check_images(images, self.order, recipe, preset.side_pixels)
         check_folder(folder, recipe)
+        _check_images(images, self.order, recipe, preset.side_pixels)
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             with _replacing(folder / RECIPE) as temporary:
@@ -337,7 +337,7 @@ class _Training:
         self.card = self.card.model_copy(update={"scores": scores})
         side = self.preset.side_pixels
         noise = torch.randn((SAMPLES, side, side), generator=torch.Generator().manual_seed(self.recipe.seed))
-        made = sample(prior, noise.to(prior.device)).cpu()
+        made = sample(prior, noise.to(prior.device), SAMPLE_STEPS).cpu()
         self.losses.flush()
         draw_samples(made, self.folder / SAMPLE_PICTURE)
         draw_losses(*read_losses(self.folder / LOSSES), self.folder / LOSS_PICTURE)
@@ -469,7 +469,7 @@ def noised(
     return a * images + s * noise, schedule.time(sigma).float(), target
 
 
-def sample(prior: Denoiser, noise: Tensor, steps: int = SAMPLE_STEPS) -> Tensor:
+def sample(prior: Denoiser, noise: Tensor, steps: int) -> Tensor:
     """Images of a prior alone: DDIM (Song et al. 2021), from the largest noise level down.
 
     Parameters
@@ -610,8 +610,8 @@ def _check_images(images: np.ndarray, order: ImageOrder, recipe: Recipe, side: i
     taken = recipe.images_per_step
     if len(order.trained) < taken:
         raise TrainingError(
-            f"{len(images)} images are too few: a step takes {taken}, and one in ten is held out, so at least "
-            f"{taken + (taken - 1) // 9} are needed; give more of them, or take a smaller batch"
+            f"{len(images)} images are too few: a step takes {taken}, and one in ten is held out, so that at "
+            f"least {taken + (taken - 1) // 9} are needed; give more of them, or take a smaller batch"
         )
 
 
