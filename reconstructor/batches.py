@@ -22,6 +22,7 @@ from common.session import RecoverySpec
 from common.wire.codec import decode_array
 from common.wire.control import error_line
 from common.wire.messages import ConfigurationNotice, Frames, Start
+from reconstructor.lpips import SMALLEST_SIDE, Lpips
 from reconstructor.memory import (
     PAUSES_SECONDS,
     BatchKey,
@@ -31,7 +32,7 @@ from reconstructor.memory import (
     release,
 )
 from reconstructor.pace import Pace
-from reconstructor.quality import frc, frc_resolution, psnr, ssim
+from reconstructor.quality import frc, frc_resolution, lpips, psnr, ssim
 from reconstructor.recovery import Recovered, Recovery, check_recovery
 from reconstructor.recovery.diffusion import DiffusionParameters
 from reconstructor.writer import Learned, Results
@@ -106,6 +107,8 @@ class Recoverer:
     keeps_pace : bool
         Give a learned prior as many evaluations as the stream leaves time for, where the user does not say
         how many.
+    lpips : Lpips, optional
+        Reference frames are judged by it too.
 
     Attributes
     ----------
@@ -126,8 +129,9 @@ class Recoverer:
         batch_changed: Callable[[BatchKey, int, bool], None] = lambda key, frames, is_less: None,
         *,
         keeps_pace: bool = False,
+        lpips: Lpips | None = None,
     ) -> None:
-        self._device, self._batch_pixels = device, batch_pixels
+        self._device, self._batch_pixels, self._lpips = device, batch_pixels, lpips
         self._keeps_pace = keeps_pace
         self._pace_of = ""  # the recovery_id that it is measured for
         self.pace: Pace | None = None
@@ -434,22 +438,27 @@ class Recoverer:
                 figures = self._compared(*pair, torch.device("cpu"))
             if figures is None:
                 raise MemoryError("out of memory while a reference frame was compared")
-            for named, value in zip(
-                (results.psnr, results.ssim, results.frc_resolution_angstrom), figures, strict=True
-            ):
+            measured = (results.psnr, results.ssim, results.lpips, results.frc_resolution_angstrom)
+            for named, value in zip(measured, figures, strict=True):
                 if _known(value) is not None:
                     named[frame] = value
 
     def _compared(
         self, recovered: np.ndarray, whole: np.ndarray, device: torch.device
-    ) -> tuple[float, float, float] | None:
-        """PSNR in dB, SSIM and resolution in angstrom of an image (H, W); None if memory does not suffice."""
+    ) -> tuple[float, float, float, float] | None:
+        """PSNR in dB, SSIM, LPIPS (NaN: not measured) and resolution in angstrom of an image (H, W).
+
+        None if memory does not suffice.
+        """
         try:
             reference = torch.from_numpy(whole[None]).to(device)
             image = torch.from_numpy(recovered[None]).to(device)
             resolution = frc_resolution(frc(image, reference), self._pixel_size, side=max(image.shape[1:]))
             found = min(float(psnr(image, reference)), HIGHEST_PSNR)
-            return found, float(ssim(image, reference)), float(resolution)
+            perceived = math.nan
+            if self._lpips is not None and min(recovered.shape) >= SMALLEST_SIDE:
+                perceived = float(lpips(image, reference, self._lpips))
+            return found, float(ssim(image, reference)), perceived, float(resolution)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -469,6 +478,7 @@ def _joined(found: Sequence[Results]) -> Results:
         learned=[value for part in found for value in part.learned],
         psnr={frame: value for part in found for frame, value in part.psnr.items()},
         ssim={frame: value for part in found for frame, value in part.ssim.items()},
+        lpips={frame: value for part in found for frame, value in part.lpips.items()},
         frc_resolution_angstrom={
             frame: value for part in found for frame, value in part.frc_resolution_angstrom.items()
         },

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d
 
+from common.settings import Settings
+
 SMALLEST_SIDE = 31  # pixels: of a smaller image nothing is left after the second pooling
 BATCH_PIXELS = 1 << 20  # of the images that are compared at a time
 STRIP_VALUES = 1 << 22  # of the features that are compared at a time
@@ -166,6 +168,21 @@ def _of_length_one(features: Tensor) -> Tensor:
 # ---- weights
 
 
+class WrongWeights(ValueError):
+    """The weights are not where they should be, or are not those that were published; in one line."""
+
+
+def lpips_of(settings: Settings, device: torch.device) -> Lpips | None:
+    """The network with the weights that the settings name, if they do.
+
+    Raises
+    ------
+    WrongWeights
+        In one line that names the file.
+    """
+    return load_lpips(settings.lpips, device) if settings.lpips else None
+
+
 def load_lpips(folder: str | Path, device: torch.device | None = None) -> Lpips:
     """The network from the published files, both of which are checked to be these, byte by byte.
 
@@ -178,7 +195,7 @@ def load_lpips(folder: str | Path, device: torch.device | None = None) -> Lpips:
 
     Raises
     ------
-    ValueError
+    WrongWeights
         In one line that names the file, if one is not there, cannot be read or is another.
     """
     trunk = Path(folder) / TRUNK.name
@@ -201,15 +218,15 @@ def _state(path: Path, published: WeightsFile) -> Mapping[str, Any]:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != published.sha256:
-                raise ValueError(
-                    f"{path}: is not {published.publisher} as published: its SHA-256 begins with "
-                    f"{found[:16]}, that of the published file with {published.sha256[:16]}"
+                raise WrongWeights(
+                    f"LPIPS weights: {path}: is not {published.publisher} as published: its SHA-256 "
+                    f"begins with {found[:16]}, that of the published file with {published.sha256[:16]}"
                 )
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error.strerror}); LPIPS needs {published.publisher} here, "
+        raise WrongWeights(
+            f"LPIPS weights: {path}: cannot be read ({error.strerror}); {published.publisher} must be there, "
             "under the name it is published by"
         ) from error
 
@@ -217,5 +234,5 @@ def _state(path: Path, published: WeightsFile) -> Mapping[str, Any]:
 def _tensor(path: Path, state: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:
     tensor = state.get(name)
     if not isinstance(tensor, Tensor) or tensor.shape != shape:
-        raise ValueError(f"{path}: holds no tensor {name} of shape {shape}")
+        raise WrongWeights(f"LPIPS weights: {path}: holds no tensor {name} of shape {shape}")
     return tensor

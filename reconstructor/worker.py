@@ -51,6 +51,7 @@ from common.wire.messages import (
 )
 from common.wire.planes import Planes
 from reconstructor.batches import Block, Outcome, Recoverer, RecoveryChoice, wanted_frames
+from reconstructor.lpips import WrongWeights, lpips_of
 from reconstructor.memory import BatchKey
 from reconstructor.metrics import Measured
 from reconstructor.pace import Standing
@@ -117,6 +118,8 @@ class _Tally:
                     "psnr_sum",
                     "ssim_sum",
                     "frc_resolution_angstrom_sum",
+                    "lpips_frames",
+                    "lpips_sum",
                     "free_frames",
                     "free_residual_sum",
                     "learned_frames",
@@ -137,6 +140,8 @@ class _Tally:
             ("psnr_sum", sum(results.psnr[frame] for frame in judged)),
             ("ssim_sum", sum(results.ssim[frame] for frame in judged)),
             ("frc_resolution_angstrom_sum", sum(results.frc_resolution_angstrom[frame] for frame in judged)),
+            ("lpips_frames", len(results.lpips)),
+            ("lpips_sum", sum(results.lpips.values())),
             ("free_frames", len(free)),
             ("free_residual_sum", sum(free)),
             ("learned_frames", len(shifts)),
@@ -178,7 +183,13 @@ class Worker:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
         self._unique_name = f"{name}-{uuid.uuid4().hex[:8]}"
-        self._recoverer = Recoverer(self._device, settings.batch_pixels, self._batch_changed, keeps_pace=True)
+        self._recoverer = Recoverer(
+            self._device,
+            settings.batch_pixels,
+            self._batch_changed,
+            keeps_pace=True,
+            lpips=lpips_of(settings, self._device),
+        )
         self._choice = RecoveryChoice(RecoverySpec(), "default")
         self._inbox: SimpleQueue[Received | None] = SimpleQueue()
         self._outbox: SimpleQueue[Callable[[], None] | Outcome | None] = SimpleQueue()
@@ -669,9 +680,9 @@ def run_worker(settings: Settings, name: str) -> int:
         exposition = Exposition.of(settings)
         tracing = start_tracing(settings.otlp_endpoint, component="reconstructor", name=name)
         worker = Worker(settings, name, context, metrics_address=exposition.address, tracing=tracing)
-    except (OSError, RuntimeError) as error:  # an endpoint or a device that does not exist
+    except (OSError, RuntimeError, WrongWeights) as error:  # an endpoint or a device that does not exist
         last_word(f"cryoflux reconstructor: {getattr(error, 'strerror', None) or error_line(error)}")
-        return 2 if isinstance(error, NotProtected) else 1
+        return 2 if isinstance(error, NotProtected | WrongWeights) else 1
     for number in ending_signals():
         signal.signal(number, lambda number, frame: worker.wanted.set())
     exposition.serve(registry_of(worker.families))

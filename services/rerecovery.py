@@ -35,11 +35,12 @@ from common.wire.control import error_line
 from common.wire.messages import MAX_FRAME_ID, ConfigurationNotice, Start
 from reconstructor.batches import LEARNED, Recoverer, RecoveryChoice
 from reconstructor.finalise import Summary, finalise, read_journals
+from reconstructor.lpips import WrongWeights, lpips_of
 from reconstructor.recorded import ArchiveRecording, FolderRecording, Recording, Unit
 from reconstructor.writer import ResultsWriter
 from services.clearing import clear
-from services.control_plane.metrics import ConfigurationFigures, final_quality, mean_quality
-from services.control_plane.report import FILE, write_report
+from services.control_plane.metrics import ConfigurationFigures, final_quality
+from services.control_plane.report import FILE, quality_of, write_report
 from services.control_plane.session import recovery_id
 from services.display import Display, recovered_summary, recovering
 from services.failure import CannotRun, WrongOption
@@ -152,6 +153,10 @@ def recover_again(
     spec, problems = settled_recovery(spec)
     if problems:
         raise WrongOption(f"--parameter prior: {problems[0].message}")
+    try:
+        lpips_of(settings, torch.device("cpu"))
+    except WrongWeights as error:  # told once and at once, not by every process
+        raise WrongOption(str(error)) from error
     recording, known = recorded(source)
     with recording:
         choice = RecoveryChoice(spec, recovery_id(spec))
@@ -191,7 +196,12 @@ def recover_again(
             accounts = {"frames_acquired": recording.frames_acquired, "frames_lost": dict(lost)}
             summary = finalise(output, msgspec.structs.asdict(start), accounts, recording.reference)
             account = _account(
-                known or _unknown(recording), summary, choice, source, time.monotonic() - began
+                known or _unknown(recording),
+                summary,
+                choice,
+                source,
+                seconds=time.monotonic() - began,
+                shape=recording.start.shape,
             )
             write_report(account, output)
     return Recovered(account, summary.frames_recovered - len(there), len(there))
@@ -360,7 +370,8 @@ class _Process:
             if task.source.is_dir()
             else ArchiveRecording(task.source)
         )
-        self.recoverer = Recoverer(torch_device(settings), settings.batch_pixels)
+        device = torch_device(settings)
+        self.recoverer = Recoverer(device, settings.batch_pixels, lpips=lpips_of(settings, device))
         self.recoverer.start(start)
         name = f"recover-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.writer = ResultsWriter(start, name, keep_measurements=False)
@@ -430,7 +441,13 @@ def _unknown(recording: Recording) -> dict[str, Any]:
 
 
 def _account(
-    account: Mapping[str, Any], summary: Summary, choice: RecoveryChoice, source: Path, seconds: float
+    account: Mapping[str, Any],
+    summary: Summary,
+    choice: RecoveryChoice,
+    source: Path,
+    *,
+    seconds: float,
+    shape: tuple[int, int],
 ) -> dict[str, Any]:
     """The session's account with what this recovery changed."""
     judged = final_quality(summary.quality)
@@ -455,7 +472,7 @@ def _account(
             "lost_by_reason": summary.frames_lost,
             "references": summary.references,
         },
-        "quality": mean_quality(figures).model_dump(),
+        "quality": quality_of(figures, shape),
         "configurations": [figure.model_dump(mode="json") for figure in figures],
         "recovery": [setting],
     }

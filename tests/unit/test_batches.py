@@ -47,9 +47,10 @@ def _recoverer(
     mask_hash: str = OPERATOR.mask_hash,
     batch_changed: Callable[..., Any] = lambda *_: None,
     keeps_pace: bool = False,
+    lpips: Any = None,
 ) -> Recoverer:
     pixels = frames_per_batch * SHAPE[0] * SHAPE[1]
-    recoverer = Recoverer(torch.device("cpu"), pixels, batch_changed, keeps_pace=keeps_pace)
+    recoverer = Recoverer(torch.device("cpu"), pixels, batch_changed, keeps_pace=keeps_pace, lpips=lpips)
     recoverer.start(
         Start(
             series="s1",
@@ -127,6 +128,30 @@ def test_reference_frames_are_judged() -> None:
     assert outcome.results.psnr.keys() == outcome.results.ssim.keys() == {4, 6}
     assert all(10 < value < 60 for value in outcome.results.psnr.values())
     assert all(2 * 1.5 <= value <= 24 * 1.5 for value in outcome.results.frc_resolution_angstrom.values())
+    assert outcome.results.lpips == {}
+
+
+class _Network:
+    """In LPIPS' place: the mean difference."""
+
+    def on(self, device: torch.device) -> _Network:
+        return self
+
+    def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).abs().mean((1, 2))
+
+
+def test_reference_frames_have_an_lpips_where_a_network_is_given_and_they_are_not_too_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (outcome,) = _recoverer(lpips=_Network()).recover([_block([4, 5], references=[4])], CHOICE)
+    assert outcome.results is not None
+    assert (list(outcome.results.psnr), outcome.results.lpips) == ([4], {})
+    monkeypatch.setattr(reconstructor.batches, "SMALLEST_SIDE", min(SHAPE))
+    (outcome,) = _recoverer(lpips=_Network()).recover([_block([4, 5], references=[4])], CHOICE)
+    assert outcome.results is not None
+    wanted = 2 * np.abs(outcome.results.images[0] - FRAMES[4]).mean() / np.ptp(FRAMES[4])
+    assert outcome.results.lpips == {4: pytest.approx(wanted)}
 
 
 def test_a_bad_frame_does_not_take_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

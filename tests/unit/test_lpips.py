@@ -1,6 +1,10 @@
 """LPIPS is its definition, computed here a second time, and its weights are the published ones or none."""
 
 import hashlib
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,14 @@ import torch
 from scipy.signal import correlate2d
 
 import reconstructor.lpips
+from common.session import RecoverySpec
+from common.settings import Settings
 from reconstructor.lpips import CONVOLUTIONS, HEADS, TRUNK, Lpips, load_lpips
 from reconstructor.quality import lpips
 from services.control_plane.metrics import ConfigurationFigures
 from services.control_plane.report import quality_of
+from services.failure import WrongOption
+from services.rerecovery import recover_again
 
 
 def handmade(seed: int = 0, channels: tuple[int, ...] = (6, 5, 7, 4, 3)) -> Lpips:
@@ -209,6 +217,30 @@ def test_a_file_that_is_missing_or_another_is_named_in_one_line(
     with pytest.raises(ValueError, match=f"{published.name}: cannot be read .No such file") as caught:
         load_lpips(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_worker_without_the_weights_it_should_have_ends_in_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli", "reconstructor"],
+        env={**os.environ, "CRYOFLUX_LPIPS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr  # a setting: starting it again would not help
+    (said,) = done.stderr.strip().splitlines()
+    assert "alexnet-owt-7be5be79.pth: cannot be read (No such file" in said
+
+
+def test_a_recovery_without_the_weights_it_should_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WrongOption, match=r"alexnet-owt-7be5be79\.pth: cannot be read"):
+        recover_again(
+            tmp_path / "session",
+            tmp_path / "again",
+            RecoverySpec(method="dct"),
+            settings=Settings.load(lpips=str(tmp_path)),
+            progress=lambda frames, done: nullcontext(),
+        )
 
 
 def test_a_tensor_that_is_missing_or_of_another_shape_is_named(
