@@ -7,6 +7,7 @@ written last, so one that was interrupted is made anew.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -46,6 +47,7 @@ from services.display import counting
 from services.failure import CannotRun, WrongOption
 from services.options import TrainingOptions
 
+LOCK = ".training.lock"
 SET, IMAGES, ABOUT = "images", "images.npy", "images.json"
 STRUCTURES = ("cage", "barrel", "ring")  # the other one that is built in is what they are tested on
 FIELD_ANGSTROM = 192.0  # side of a simulated frame that holds any that is built in
@@ -134,7 +136,7 @@ def train_prior(folder: Path, options: TrainingOptions) -> int:
     )  # fmt: skip
     try:
         check_folder(folder, recipe)  # before another set of images replaces its own
-        with heeding_signals() as interrupted:
+        with heeding_signals() as interrupted, _alone(folder, needed=accelerator.is_main_process):
             with accelerator.main_process_first():  # the others find the set that it made
                 about = made(request, folder / SET, interrupted)
             if options.steps is None:
@@ -164,6 +166,24 @@ def train_prior(folder: Path, options: TrainingOptions) -> int:
             f"{folder}: {card.steps} steps on {card.images} images, loss {card.loss:.5f}; {card.trained_on}"
         )
     return 0
+
+
+@contextmanager
+def _alone(folder: Path, *, needed: bool) -> Generator[None, None, None]:
+    """Nobody else trains in the folder meanwhile; of several processes of a training, one sees to it."""
+    if not needed:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise WrongOption(f"{folder}: another training is at work there; name another folder") from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def _start(name: str | None) -> NetworkPrior | None:
