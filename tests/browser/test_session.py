@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.browser.conftest import Watched
 from tests.browser.installation import Installation, eventually
 from tests.browser.looking import REFUSED, UNREACHABLE, no_gap_no_duplicate, until
 from tests.conftest import program
+from tests.tiny_prior import tiny_prior
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -223,6 +225,41 @@ def test_recovery_is_changed(page: Page, pages: Watched, installation: Installat
     form.get_by_role("button", name="Apply").click()
     expect(now).to_contain_text("default parameters")
     assert installation.session()["recovery"][-1]["parameters"] == {}
+
+
+def test_what_a_learned_prior_did_is_shown_where_one_is_used(
+    pages: Watched, installation: Installation, tmp_path: Path
+) -> None:
+    prior = tiny_prior(tmp_path / "tiny")
+    installation.stop_session()
+    installation.start(
+        source={"kind": "specimen", "specimen": {"side_pixels": 32, "pixel_size_angstrom": 4.5}},
+        camera={"rate": 5, "reference_every": 5},
+        recovery={"method": "diffusion", "parameters": {"prior": str(prior), "evaluations": 3}},
+    )
+    page = pages.open()
+    shift = page.locator('[data-fact="shift"]')
+    expect(shift.locator("dd")).to_have_text(re.compile(r"^\d+\.\d{3}$"), timeout=90_000)
+    expect(shift).to_have_attribute("title", re.compile("from the linear"))
+    expect(page.locator('[data-fact="evaluations"] dd')).to_have_text("3")
+    expect(page.locator('[data-fact="spread"]')).to_be_hidden()  # there is one sample
+    expect(page.locator("#configurations th.learned")).to_be_visible()
+    expect(page.locator("#log li").filter(has_text="learned prior tiny: trained on")).to_have_count(1)
+    expect(page.locator("#log li").filter(has_text="was not trained on frames at 4.5 Å")).to_have_count(1)
+    form = page.locator("#recovery-form")
+    expect(form.locator('[data-path="parameters.prior"]')).to_have_value(str(prior))
+    form.get_by_label("Method").select_option("dct")
+    form.get_by_role("button", name="Apply").click()
+    expect(page.locator('[data-fact="method"] dd')).to_have_text("dct", timeout=60_000)
+    expect(shift).to_be_hidden()
+
+    pages.expected.append(REFUSED)
+    form.get_by_label("Method").select_option("diffusion")
+    form.get_by_text("Parameters", exact=True).click()
+    form.locator('[data-path="parameters.prior"]').fill("never-heard-of")
+    form.get_by_role("button", name="Apply").click()
+    expect(form.locator(".error:visible")).to_contain_text("'never-heard-of' is not known")
+    installation.stop_session()
 
 
 PIXELS = """view => {

@@ -192,7 +192,9 @@ def test_it_says_which_prior_it_uses_and_where_the_frames_are_otherwise(finished
 
 
 def test_loading_a_network_does_not_silence_a_worker(finished: Finished) -> None:
+    assert "registered" in finished.events  # what happened stands there
     assert "is not heard any more" not in finished.events
+    assert "worker_silent" not in finished.events
     assert finished.account["frames"]["delivered_twice"] == 0
     assert finished.account["blocks_redelivered"] == 0
 

@@ -28,6 +28,7 @@ from services.control_plane.recorder import Recorder
 from services.control_plane.states import OVER, TRANSITIONS, State, Trigger, WrongState, after
 from services.control_plane.tally import Tally
 from tests import waiting
+from tests.tiny_prior import card
 from tests.unit.fakes import SHAPE, FakeDetector, FakeWorker, configuration
 
 SNAPSHOT = Path(__file__).parents[2] / "docs" / "openapi.json"
@@ -532,6 +533,56 @@ def test_a_wrong_recovery_changes_nothing(
 
 
 # ---- metrics
+
+
+def _events(house: House) -> dict[str, list[str]]:
+    told: dict[str, list[str]] = {}
+    for event in house.client.get(f"{CURRENT}/events").json():
+        told.setdefault(event["kind"], []).append(event["message"])
+    return told
+
+
+def test_a_learned_prior_is_told_with_what_it_was_trained_on_and_where_frames_are_otherwise(
+    running: tuple[House, FakeDetector, FakeWorker], tmp_path: Path
+) -> None:
+    house, _, worker = running
+    for name, sizes in (("fits", (1.0, 2.0)), ("coarse", (3.0, 4.0))):
+        (tmp_path / name).mkdir()
+        known = card(name=name, side_pixels=SHAPE[0], pixel_size_angstrom=sizes)
+        (tmp_path / name / "card.json").write_text(known.model_dump_json())
+    fits = {"prior": str(tmp_path / "fits")}
+    answer = house.patch("recovery", {"method": "diffusion", "parameters": fits})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["parameters"] == fits
+    assert dict(worker.commands)["recovery"]["recovery"]["parameters"] == fits
+    assert _events(house)["prior"] == ["learned prior fits: trained on nothing: random weights"]
+    assert "prior_doubtful" not in _events(house)
+    house.patch("recovery", {"parameters": {"samples": 2}})
+    assert len(_events(house)["prior"]) == 1  # it is the same one
+    house.patch("recovery", {"parameters": {"prior": str(tmp_path / "coarse")}})
+    assert _events(house)["prior"][1:] == ["learned prior coarse: trained on nothing: random weights"]
+    (doubt,) = _events(house)["prior_doubtful"]
+    assert "at 1.5 Å a pixel (it knows 3 to 4)" in doubt
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"prior": "never-heard-of"}, ["parameters.prior", "'never-heard-of' is not known"]),
+        ({"prior": "/nowhere/at/all"}, ["parameters.prior", "there is no prior"]),
+        ({"prior": ""}, ["parameters.prior"]),
+        ({"prior": 7}, ["parameters.prior"]),
+        ({"evaluations": 0}, ["parameters.evaluations"]),
+        ({"magic": 1}, ["parameters.magic"]),
+    ],
+)
+def test_a_learned_prior_that_is_not_there_is_refused_and_no_worker_is_told(
+    running: tuple[House, FakeDetector, FakeWorker], parameters: dict[str, Any], words: list[str]
+) -> None:
+    house, _, worker = running
+    body = {"method": "diffusion", "parameters": parameters}
+    assert_problem(house.patch("recovery", body), 422, *words)
+    assert len([verb for verb, _ in worker.commands if verb == "recovery"]) == 1
 
 
 def test_metrics_are_what_the_detector_and_the_workers_counted(
