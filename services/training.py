@@ -371,7 +371,7 @@ def made(request: Request, folder: Path, interrupted: Callable[[], int] = lambda
     return result
 
 
-def _new_file(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _new_file(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """A memory-mapped file of float16 with room on the disk: a full disk would otherwise end the process."""
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
     with path.open("r+b") as file:

@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -569,7 +569,7 @@ class _Losses:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path) -> Generator[Path, None, None]:
     """A file to write beside ``path``, which it replaces when it is done."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -629,7 +629,7 @@ def _take_weights(network: UNet2DModel, start: NetworkPrior) -> None:
 
 
 @contextmanager
-def heeding_signals() -> Iterator[Callable[[], int]]:
+def heeding_signals() -> Generator[Callable[[], int], None, None]:
     """While in it, SIGINT and SIGTERM only make a note of themselves: the signal's number, else 0.
 
     A second one of them acts as always. Outside the main thread, where none is heard, nothing is noted.
