@@ -126,9 +126,9 @@ class Denoiser(Protocol):
         Parameters
         ----------
         x_t : Tensor
-            (B, H, W), at one noise level.
+            (B, H, W).
         sigma : Tensor
-            () or (1,), that level s / a.
+            () or (1,), the noise level s / a of all, or (B,) that of each.
 
         Returns
         -------

@@ -65,9 +65,9 @@ class GaussianPrior:
         Parameters
         ----------
         x_t : Tensor
-            (B, H, W), float32 or float64, at one noise level.
+            (B, H, W), float32 or float64.
         sigma : Tensor
-            () or (1,), that level s / a.
+            () or (1,), the noise level s / a of all, or (B,) that of each.
 
         Returns
         -------
@@ -79,7 +79,7 @@ class GaussianPrior:
         ValueError
             If the images have another shape than the prior's.
         """
-        level = sigma.double().reshape(()).to(self.power.device)
+        level = sigma.double().reshape(-1, 1, 1).to(self.power.device)
         a, _ = self.schedule.scales(level)
         tiny = torch.finfo(torch.float64).tiny  # an empty ring at no noise at all stays empty
         gain = self.power / (self.power + level.square()).clamp_min(tiny) / a

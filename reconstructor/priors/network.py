@@ -131,10 +131,11 @@ class NetworkPrior:
         Parameters
         ----------
         x_t : Tensor
-            (B, H, W), at one noise level, on the prior's device. Sides that the network cannot halve as often
-            as it has to are continued by reflection, and cropped again.
+            (B, H, W), on the prior's device. Sides that the network cannot halve as often as it has to are
+            continued by reflection, and cropped again.
         sigma : Tensor
-            () or (1,), that level s / a, on the CPU (then nothing waits) or the prior's device.
+            () or (1,), the noise level s / a of all, or (B,) that of each; on the CPU (then nothing waits) or
+            the prior's device.
 
         Returns
         -------
@@ -146,8 +147,8 @@ class NetworkPrior:
         ValueError
             If the images are not (B, H, W), or so small that they cannot be continued.
         """
-        level = sigma.double().reshape(())
-        a, s = self.schedule.scales(level)
+        level = sigma.double().reshape(-1)
+        a, s = (scale.to(x_t)[:, None, None] for scale in self.schedule.scales(level))
         output = self._output(x_t, self.schedule.time(level)).to(x_t.dtype)
         match self.card.prediction:
             case "epsilon":
@@ -163,7 +164,7 @@ class NetworkPrior:
             return self._run(images, time, return_dict=False)[0]
 
     def _output(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """What the network gives for images (B, H, W) at a time (), (B, H, W) float32."""
+        """What the network gives for images (B, H, W) at times (1,) or (B,), (B, H, W) float32."""
         if x_t.ndim != 3:
             raise ValueError(f"images of shape {tuple(x_t.shape)}: must be (B, H, W)")
         height, width = x_t.shape[1:]

@@ -64,7 +64,11 @@ class DiffusionParameters(Parameters):
         description="of the network, per sample; none: posterior 20, nesterov 1000",
     )  # fmt: skip
     samples: int = Field(
-        1, ge=1, le=1000, description="per frame, in pairs of opposite noise; the image is their mean"
+        1,
+        ge=1,
+        le=1000,
+        description="posterior: 1 for its mean; more: so many draws of it, in pairs of opposite noise, and "
+        "their mean and spread",
     )
     seed: int = Field(0, ge=0, lt=2**53)
     start: float | Literal["auto", "noise"] | None = Field(
@@ -134,11 +138,17 @@ class Diffusion(Method):
         self.wiener = Wiener(op, WienerParameters.model_validate({}), calibration)
         assert parameters.evaluations is not None  # its validator has filled it in
         self._prior = prior
+        # Images for one mean: two of opposite noise are better than one of twice the evaluations.
+        self._share = 1
+        if parameters.sampler == "posterior" and parameters.samples == 1 and parameters.evaluations > 1:
+            self._share = 2
         self._posterior: PosteriorSampler | None = None
         self._nesterov: NesterovSampler | None = None
         if parameters.sampler == "posterior":
             start = "auto" if parameters.start is None else parameters.start
-            self._posterior = PosteriorSampler(self.wiener, parameters.evaluations, start)
+            self._posterior = PosteriorSampler(
+                self.wiener, max(parameters.evaluations // self._share, 1), start, parameters.samples > 1
+            )
             return
         is_large = isinstance(op, CodedAperture) and op.kernel_size >= LARGE_KERNEL
         self._nesterov = NesterovSampler(
@@ -160,7 +170,7 @@ class Diffusion(Method):
         target = minimum_norm.mul_(column(scale))
         drawn = self._samples(prior, target, power, noise_variance, frame_ids)
         images = drawn.mean(1)
-        linear = DataStep(self.wiener, target, power, noise_variance)(torch.zeros_like(target))
+        linear = DataStep(self.wiener, target, power, noise_variance).linear(torch.zeros_like(target))
         moved, norm = (images - linear).flatten(1).norm(dim=1), linear.flatten(1).norm(dim=1)
         prior_shift = torch.where(norm > 0, moved / norm, torch.nan).float()
         spread = spread_of(drawn).div_(column(scale)) if self.parameters.samples > 1 else None
@@ -202,8 +212,8 @@ class Diffusion(Method):
         noise_variance: Tensor | None,
         frame_ids: Sequence[int],
     ) -> Tensor:
-        """Samples of all frames, (B, samples, H, W)."""
-        count = self.parameters.samples
+        """Samples of all frames, (B, samples, H, W); where one mean is wanted, the images it is taken of."""
+        count = self.parameters.samples * self._share
         drawn = target.new_empty(len(target) * count, *target.shape[1:])
         pixels = CUDA_PIXELS if target.is_cuda else self.chunk_pixels
         size = max(pixels // target[0].numel(), 1) if len(target) else 1
@@ -224,7 +234,7 @@ class Diffusion(Method):
                 own_noise = noise_variance
                 if noise_variance is not None and len(noise_variance) > 1:
                     own_noise = noise_variance[frames]
-                sample = self._posterior(prior, here, own_power, own_noise, noise, prior.card.signal_std)
+                sample = self._posterior(prior, here, own_power, own_noise, noise)
             drawn[first : which.stop] = sample
         return drawn.view(len(target), count, *target.shape[1:])
 
