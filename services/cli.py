@@ -16,6 +16,8 @@ from services.listing import Command, Group
 from services.options import (
     LOG_FORMATS,
     LOG_LEVELS,
+    HallucinationOptions,
+    MaskOptions,
     PlaceOptions,
     RecoveryOptions,
     SessionOptions,
@@ -449,6 +451,31 @@ def train_prior(
     from services.training import train_prior as run
 
     return _steered("train prior", lambda: run(folder, options))
+
+
+benchmark = typer.Typer(
+    cls=Group, help="Measure what a recovery is worth, on simulated specimens.", no_args_is_help=True
+)
+app.add_typer(benchmark, name="bench", rich_help_panel=FILES)
+
+
+@benchmark.command("hallucination", cls=Command)
+@spread
+def bench_hallucination(
+    options: HallucinationOptions,
+    mask: MaskOptions,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...", show_default="auto")] = None,
+) -> int:
+    """Try a learned prior on specimens that it never saw.
+
+    Recovers simulated particles of them beside those it was trained on, and tells against the truth how much
+    of what the prior added was right, what it looks like, and whether the shift by the prior and the spread
+    of its samples warn of what was not. docs/learned-prior.md says how to read it.
+    """
+    from services.hallucination import bench_hallucination as run
+    from services.rerecovery import torch_device
+
+    return _steered("bench hallucination", lambda: run(options, mask, torch_device(_settings(device=device))))
 
 
 # ---- settings -----------------------------------------------------------------------------------------

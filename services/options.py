@@ -11,6 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -23,6 +24,7 @@ CAMERA = "Camera and link"
 PLACE = "Where it runs"
 IMAGES = "Training images"
 TRAINING = "Training"
+JUDGED = "What is judged"
 
 
 def _choices(*words: str) -> Any:
@@ -362,6 +364,50 @@ class TrainingOptions:
         _option(TRAINING, "auto (bf16 on a GPU), fp32 or bf16.", autocompletion=PRECISIONS, metavar="NAME"),
     ] = "auto"
     seed: Annotated[int, _option(TRAINING, "Of everything random.", min=0, metavar="N")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HallucinationOptions:
+    """What a prior is tried on."""
+
+    prior: Annotated[
+        str, _option(JUDGED, "A prior in the box or its folder; of images without noise.", metavar="PRIOR")
+    ] = "small"
+    structure: Annotated[
+        list[str] | None,
+        _option(
+            JUDGED,
+            "A specimen that it never saw: a built-in shape, or a PDB, mmCIF or MRC file; repeatable.",
+            show_default="bundle",
+            metavar="NAME",
+        ),
+    ] = None
+    known: Annotated[
+        list[str] | None,
+        _option(
+            JUDGED,
+            "A specimen that it was trained on; repeatable.",
+            show_default="cage, barrel, ring",
+            metavar="NAME",
+        ),
+    ] = None
+    frames: Annotated[int, _option(JUDGED, "Of each specimen.", min=2, metavar="N")] = 64
+    snr: Annotated[
+        float, _option(JUDGED, "Signal over noise variance, the same for all.", metavar="RATIO")
+    ] = 0.1
+    pixel_size: Annotated[
+        float | None, _option(JUDGED, "Å.", show_default="the largest that the prior knows", metavar="Å")
+    ] = None
+    specimen_seed: Annotated[int, _option(JUDGED, "Of the specimens.", min=0, metavar="N")] = 1
+    evaluations: Annotated[
+        int, _option(JUDGED, "Of the network, per sample.", min=1, max=1000, metavar="N")
+    ] = 20
+    samples: Annotated[
+        int, _option(JUDGED, "Per frame, to see their spread.", min=2, max=1000, metavar="N")
+    ] = 8
+    output: Annotated[Path, _option(JUDGED, "Of the figures and the picture.", metavar="FOLDER")] = Path(
+        "hallucination"
+    )
 
 
 def spread(command: Callable[..., Any]) -> Callable[..., Any]:
