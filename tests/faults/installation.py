@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +13,7 @@ import httpx
 
 from services.supervisor import free_port
 from tests.integration.bus import Place
+from tests.starting import COMMAND_LINE, Process, start
 from tests.unit.served import Reader
 from tests.waiting import eventually
 
@@ -23,8 +22,6 @@ BASE = "/api/v1/sessions"
 CURRENT = f"{BASE}/current"
 OVER = ("completed", "failed")
 ANYWHERE = Place()
-
-_RUN = "{code}\nfrom services.cli import main\nmain()"
 
 
 class Installation:
@@ -67,7 +64,7 @@ class Installation:
             "detector": ["detector", "--data-bind", data_bind, "--spool", spool],
             **{name: ["reconstructor", "--name", name, "--threads", "1"] for name in workers},
         }  # fmt: skip
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Process] = {}
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS)
 
@@ -98,11 +95,14 @@ class Installation:
     def start(self, name: str) -> None:
         """Start a part."""
         place = self.places.get(name, ANYWHERE)
-        command = [*place.before, sys.executable, "-c", _RUN.format(code=place.code), *self._commands[name]]
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                command, env={**self._environment, **place.environment}, stdout=log, stderr=log
-            )
+        self.processes[name] = start(
+            f"{place.code}\n{COMMAND_LINE}",
+            self._commands[name],
+            self._environment,
+            self.folder / f"{name}.log",
+            before=place.before,
+            more=place.environment,
+        )
 
     def log(self, name: str) -> str:
         """What a part printed."""

@@ -7,8 +7,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from common.session import SessionSpec
 from common.wire.keys import CONTROL_BUS, Keyring, Security
 from common.wire.link import Link, PeerGone
 from common.wire.messages import Command, Event, Goodbye, Register, Registered, Reply, Telemetry
+from tests.starting import Process, start
 
 T = TypeVar("T")
 
@@ -83,7 +82,7 @@ class Bus:
         self.telemetry: dict[str, dict[str, Any]] = {}
         self.events: list[Event] = []
         self.recovery: dict[str, Any] = {}
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Process] = {}
         self._replies: dict[str, Reply] = {}
         self._requests = itertools.count()
 
@@ -114,22 +113,15 @@ class Bus:
         self._start(name, _WORKER, place, name, **settings)
 
     def _start(self, name: str, imports: str, place: Place, *arguments: str, **settings: Any) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **place.environment}
         self.identities.pop(name, None)
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [
-                    *place.before,
-                    sys.executable,
-                    "-c",
-                    _RUN.format(imports=f"{imports}\n{place.code}"),
-                    json.dumps({**self.settings, **settings}),
-                    *arguments,
-                ],
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
+        self.processes[name] = start(
+            _RUN.format(imports=f"{imports}\n{place.code}"),
+            [json.dumps({**self.settings, **settings}), *arguments],
+            {**os.environ, "OMP_NUM_THREADS": "1"},
+            self.folder / f"{name}.log",
+            before=place.before,
+            more=place.environment,
+        )
 
     def log(self, name: str) -> str:
         """What a process printed."""

@@ -23,9 +23,12 @@ class Watched(NamedTuple):
     ended: float  # Unix seconds
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """Two sessions of one detector; in the second one C changes, a worker is killed and one leaves."""
+    """Two sessions of one detector; in the second one C changes, a worker is killed and one leaves.
+
+    The second goes on for as long as it is watched, and no longer: others need the cores.
+    """
     prometheus_program = program("prometheus", "prometheus")
     folder = tmp_path_factory.mktemp("watched")
     installation = Installation(folder, workers=3)

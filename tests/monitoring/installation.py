@@ -8,13 +8,14 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.starting import COMMAND_LINE, Process, start
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "services/monitoring"
@@ -72,12 +73,8 @@ class Installation:
             timeout=60,
         )
 
-    def _start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{name}.log").open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "services.cli", *command],
-                stdout=log, stderr=log, env=self._environment, process_group=0,
-            )  # fmt: skip
+    def _start(self, name: str, *command: str) -> Process:
+        return start(COMMAND_LINE, command, self._environment, self.folder / f"{name}.log")
 
     def logs(self) -> str:
         """What the processes said last."""
