@@ -10,7 +10,6 @@ that CRYOFLUX_LPIPS names, else not.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.document import put
 from common.calibration import Calibration
 from common.operators import CodedAperture, LinearOperator, PhasePlate
 from common.session import SpecimenSpec
@@ -330,17 +330,6 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
 }
 
 
-def write(name: str, lines: list[str]) -> None:
-    """Put a table between its marks in the document."""
-    text = DOCUMENT.read_text()
-    begin, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
-    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    if not pattern.search(text):
-        raise SystemExit(f"{DOCUMENT}: no marks for table {name!r}")
-    table = "\n".join([begin, *lines, end])
-    DOCUMENT.write_text(pattern.sub(lambda _: table, text))
-
-
 def main() -> None:
     """Make the tables named on the command line, or all."""
     wanted = sys.argv[1:] or list(TABLES)
@@ -352,7 +341,7 @@ def main() -> None:
         for line in TABLES[name]():
             print(line, flush=True)
             lines.append(line)
-        write(name, lines)
+        put(DOCUMENT, name, lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,139 @@
+"""What the samplers cost beside the bare evaluations of their network, and beside the FLOPs of the machine.
+
+The network has random weights: nothing here depends on them. As in the other benchmarks all that is compared
+takes turns in one process, and the best of several rounds counts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.figure import Figure
+from common.calibration import Calibration
+from common.operators import CodedAperture, LinearOperator, PhasePlate
+from common.session import RecoverySpec
+from reconstructor.priors import NetworkPrior
+from reconstructor.priors.base import PriorCard
+from reconstructor.priors.presets import PRESETS
+from reconstructor.recovery import Recovery
+from reconstructor.recovery.diffusion import Diffusion, DiffusionParameters
+
+EVALUATIONS = 20
+ROUNDS = 5
+# at most 10 % over the bare evaluations
+LEAST_SHARE = 1 / 1.1
+LEAST_RATE = 2.0  # images/s of ``small`` on two cores
+BATCHES = {("small", "cpu"): 16, ("small", "cuda"): 256, ("paper-128", "cuda"): 64}
+MATRIX = {"cpu": 1536, "cuda": 8192}
+
+
+def run() -> list[Figure]:
+    """Rates and shares on the CPU, and on the GPU where there is one."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    return [figure for device in devices for figure in on(device)]
+
+
+def on(device: str) -> list[Figure]:
+    """The figures of one device."""
+    peak = _peak(device)
+    precision = "bfloat16" if device == "cuda" else "float32"
+    figures = [Figure(f"{device}: matrix products, {precision}", peak / 1e9, "GFLOP/s")]
+    for (preset, where), batch in BATCHES.items():
+        if where == device:
+            figures += _of_preset(preset, device, batch, peak)
+    return figures
+
+
+def _prior(preset: str, device: str) -> NetworkPrior:
+    torch.manual_seed(0)
+    network = PRESETS[preset].network()
+    card = PriorCard(
+        name=preset, content="clean", prediction="epsilon", side_pixels=PRESETS[preset].side_pixels,
+        pixel_size_angstrom=None, signal_std=0.2, trained_on="nothing: random weights", images=0, steps=0,
+        batch=0, parameters=sum(weight.numel() for weight in network.parameters()),
+    )  # fmt: skip
+    return NetworkPrior(network, card, device=device)
+
+
+def _of_preset(preset: str, device: str, batch: int, peak: float) -> list[Figure]:
+    prior = _prior(preset, device)
+    side = PRESETS[preset].side_pixels
+    frames = torch.randn(batch, side, side, generator=torch.Generator().manual_seed(0))
+    calibration = Calibration.from_frames(frames[:4])
+    frames = frames.to(device)
+    levels = torch.logspace(0.5, -1, EVALUATIONS, dtype=torch.float64)
+    times = prior.schedule.time(levels).to(device, torch.float32)
+    images = frames[:, None].contiguous(memory_format=prior.layout)
+
+    @torch.inference_mode()
+    def evaluate(count: int = EVALUATIONS) -> None:
+        with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
+            for step in range(count):
+                prior.network(images, times[step].expand(batch), return_dict=False)
+
+    with FlopCounterMode(display=False) as counter:
+        evaluate(1)
+    flops = counter.get_total_flops() / batch
+    bound = peak / flops / EVALUATIONS
+    note = f"{batch} x {side}x{side}, {EVALUATIONS} evaluations, {_threads(device)}"
+    masks: list[tuple[str, LinearOperator]] = [
+        ("coded aperture", CodedAperture((side, side), 16, 102)),
+        ("phase plate", PhasePlate((side, side), "uniform", 2.5)),
+    ]
+    figures = [
+        Figure(f"{preset}, {device}: one evaluation", flops / 1e9, "GFLOP an image"),
+        Figure(f"{preset}, {device}: FLOP bound", bound, "img/s", None, note),
+    ]
+    for mask, op in masks:
+        y = op.A(frames)
+        for sampler in ("posterior", "nesterov"):
+            recovery = Recovery(op, RecoverySpec(method="minimum_norm", free_share=0), calibration)
+            parameters = DiffusionParameters.model_validate({"sampler": sampler, "evaluations": EVALUATIONS})
+            recovery.method = Diffusion(recovery.working, parameters, calibration, prior)
+            whole, bare = _times(device, lambda recovery=recovery, y=y: recovery(y), evaluate)
+            name = f"{preset}, {device}, {sampler}, {mask}"
+            least = LEAST_RATE if (preset, device) == ("small", "cpu") else None
+            figures += [
+                Figure(f"{name}: rate", batch / whole, "img/s", least, note),
+                Figure(f"{name}: share of its bare evaluations", bare / whole, "x", LEAST_SHARE, note),
+                Figure(f"{name}: share of the FLOP bound", batch / whole / bound, "x", None, note),
+            ]
+    return figures
+
+
+def _threads(device: str) -> str:
+    return f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
+
+
+def _times(device: str, *calls: Callable[[], object]) -> list[float]:
+    """Best time of each call, seconds; the calls take turns, after one each that does not count."""
+    best = [float("inf")] * len(calls)
+    for number in range(ROUNDS + 1):
+        for i, call in enumerate(calls):
+            _wait(device)
+            start = time.perf_counter()
+            call()
+            _wait(device)
+            if number > 0:
+                best[i] = min(best[i], time.perf_counter() - start)
+    return best
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _peak(device: str) -> float:
+    """Floating point operations a second of a large matrix product, the most that a network can reach."""
+    side = MATRIX[device]
+    kind = torch.bfloat16 if device == "cuda" else torch.float32
+    a = torch.randn(side, side, device=device, dtype=kind)
+    (best,) = _times(device, lambda: a @ a)
+    return 2 * side**3 / best
