@@ -693,13 +693,13 @@ class Series:
         self._bad_files_told = len(bad_files)
 
     def _prepare(self, mask: MaskSpec) -> _Setting:
+        for known in list(self._configured.values()):
+            if known.configuration.mask == mask:  # all else is the same in a series
+                return known
         configuration, operator = make_configuration(
             mask, self.shape, self.dtype.name, self._spec.readout, self._first_frames
         )
-        known = self._configured.get(configuration.config_id)
-        if known is not None:
-            return known
-        return self._read_out(configuration, operator)
+        return self._configured.get(configuration.config_id) or self._read_out(configuration, operator)
 
     def _read_out(self, configuration: Configuration, operator: LinearOperator) -> _Setting:
         """The setting of a configuration whose operator is built."""
