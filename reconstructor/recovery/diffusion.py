@@ -24,6 +24,8 @@ from reconstructor.recovery.posterior import DataStep, PosteriorSampler
 from reconstructor.recovery.wiener import Wiener, WienerParameters
 
 EVALUATIONS = {"posterior": 20, "nesterov": 1000}
+# of one of the images whose mean is the posterior's; more of those do more than more of these
+EVALUATIONS_OF_MEAN = 5
 OF_SAMPLER = {
     "start": "posterior",
     "batch_norm": "nesterov",
@@ -61,15 +63,14 @@ class DiffusionParameters(Parameters):
     )
     evaluations: int | None = Field(
         None, ge=1, le=1000, validate_default=True,
-        description="of the network, per sample; none: posterior 20, nesterov 1000",
+        description="of the network, per image; of each sample where there are several; "
+        "none: posterior 20, nesterov 1000",
     )  # fmt: skip
     samples: int = Field(
-        1,
-        ge=1,
-        le=1000,
-        description="posterior: 1 for its mean; more: so many draws of it, in pairs of opposite noise, and "
-        "their mean and spread",
-    )
+        1, ge=1, le=1000,
+        description="1: the posterior's mean; more: so many draws, in pairs of opposite noise, with their "
+        "mean and spread; nesterov only draws",
+    )  # fmt: skip
     seed: int = Field(0, ge=0, lt=2**53)
     start: float | Literal["auto", "noise"] | None = Field(
         None,
@@ -138,10 +139,10 @@ class Diffusion(Method):
         self.wiener = Wiener(op, WienerParameters.model_validate({}), calibration)
         assert parameters.evaluations is not None  # its validator has filled it in
         self._prior = prior
-        # Images for one mean: two of opposite noise are better than one of twice the evaluations.
+        # One mean is taken of several images, pairs of opposite noise: better than one of more evaluations.
         self._share = 1
         if parameters.sampler == "posterior" and parameters.samples == 1 and parameters.evaluations > 1:
-            self._share = 2
+            self._share = 2 * max(parameters.evaluations // (2 * EVALUATIONS_OF_MEAN), 1)
         self._posterior: PosteriorSampler | None = None
         self._nesterov: NesterovSampler | None = None
         if parameters.sampler == "posterior":
@@ -216,7 +217,7 @@ class Diffusion(Method):
         count = self.parameters.samples * self._share
         drawn = target.new_empty(len(target) * count, *target.shape[1:])
         pixels = CUDA_PIXELS if target.is_cuda else self.chunk_pixels
-        size = max(pixels // target[0].numel(), 1) if len(target) else 1
+        size = max(pixels // target.shape[1:].numel(), 1)
         for first in range(0, len(drawn), size):
             which = range(first, min(first + size, len(drawn)))
             frames = [number // count for number in which]

@@ -33,10 +33,12 @@ from reconstructor.recovery.wiener import Diagonal, System, Wiener
 # nothing; tests/unit/test_recovery_posterior.py says what they reach.
 STEP_ITERATIONS = 2
 LINEAR_ITERATIONS = 8
-# Noise to begin from, over the standard deviation that the Gaussian posterior leaves the coefficient it knows
+# Noise to begin from: over the standard deviation that the Gaussian posterior leaves the coefficient it knows
 # worst: as much as covers what a draw of it has wrong.
 START = 1.0
-# and over the measurement's own: where all was measured, nothing has to be covered
+# over the standard deviation of the strongest coefficient: nothing shows through so much
+DROWNED = 30.0
+# over the measurement's own: where all was measured, nothing has to be covered
 LEAST_COVER = 1.2
 # Noise a draw ends with, over the mean standard deviation: a hundredth of the variance is left out.
 END = 0.1
@@ -101,7 +103,7 @@ class DataStep:
         if self._noise_variance is None:
             return self._moved_to(self._minimum_norm, x, power, None, STEP_ITERATIONS)
         # Of the precision 1 / v of z the prior has seen 1 / sigma^2. The rest, taken for another measurement,
-        # has the variance v sigma^2 / (sigma^2 - v), and the added noise, which it undoes, with its sign turned.
+        # has the variance v sigma^2 / (sigma^2 - v), and the added noise, which it undoes, sign turned.
         variance, more = self._noise_variance, square - self._noise_variance
         undone = column((variance / more.sqrt())[:, 0]).to(x.dtype) * hidden
         rest = self._minimum_norm - undone
@@ -172,7 +174,7 @@ class PosteriorSampler:
         Of the prior, for every image.
     start : float or "auto" or "noise"
         Noise level to begin from: a draw of the Gaussian posterior with so much noise, as far as nothing was
-        measured; auto: by what that posterior leaves open; noise: pure noise of the prior's highest level.
+        measured; auto: by what that posterior leaves open; noise: pure noise, in which no image would show.
     is_draw : bool
         Go down to where no noise is left. Else end at the measurement's own noise, with the prior's mean
         there: of what was measured that is the posterior's mean, not a draw.
@@ -253,8 +255,8 @@ class PosteriorSampler:
             if before is None:
                 x.addcmul_(told, on(1 - share))
             else:
-                # A long step does not go on from a short one as far as it would: what x was told along a short
-                # one is mostly the noise of that step.
+                # A long step does not go on from a short one as far as it would: what changed along a short
+                # one was mostly noise.
                 bend = (strides[:, i] / (2 * strides[:, i - 1])).clamp_max(0.5)
                 x.addcmul_(told, on((1 - share) * (1 + bend)))
                 x.addcmul_(before, on((share - 1) * bend))
@@ -285,7 +287,7 @@ class PosteriorSampler:
         largest, mean = (value.cpu() for value in self._uncertainty(power, noise_variance))
         start = START * largest if isinstance(self._start, str) else torch.full_like(largest, self._start)
         if self._start == "noise":
-            start = torch.full_like(largest, highest)
+            start = DROWNED * power.amax(1).sqrt().cpu()
         end = (END * mean).clamp(lowest, highest)
         if noise_variance is None:
             start = torch.maximum(start, LEAST_COVER * end).clamp(2 * lowest, highest)
