@@ -400,7 +400,7 @@ class HallucinationOptions:
     ] = None
     specimen_seed: Annotated[int, _option(JUDGED, "Of the specimens.", min=0, metavar="N")] = 1
     evaluations: Annotated[
-        int, _option(JUDGED, "Of the network, per sample.", min=1, max=1000, metavar="N")
+        int, _option(JUDGED, "Of the network, per image and per sample.", min=1, max=1000, metavar="N")
     ] = 20
     samples: Annotated[
         int, _option(JUDGED, "Per frame, to see their spread.", min=2, max=1000, metavar="N")

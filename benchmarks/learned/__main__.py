@@ -1,9 +1,9 @@
 """``python -m benchmarks.learned PART``: the figures of docs/learned-prior.md.
 
-- ``quality``: recoveries against truth and noisy frame; goes on where it was. On one core two hours, and for
-  ``nesterov, 1000``, which comes last, eight more.
-- ``speed``: samplers against the bare evaluations of their network; a minute.
-- ``pictures``: the same particles under each recovery; a minute.
+- ``quality``: recoveries against truth and noisy frame; goes on where it was. On one core half an hour,
+  and for ``nesterov, 1000``, which comes last, eight more.
+- ``speed``: samplers against the bare evaluations of their network; some minutes.
+- ``pictures``: the same particles under each recovery; some minutes.
 - ``page``: the page from what was measured.
 
 Figures are kept in the folder ``--results``. Those of other weights of the prior are measured anew; those

@@ -23,15 +23,15 @@ RECOVERIES: list[tuple[str, str, dict[str, Any]]] = [
     ("DCT", "dct", {"data_weight": 0.0}),
     ("wavelets", "wavelet", {"data_weight": 0.0}),
     ("TV", "tv", {"data_weight": 0.0}),
-    ("learned, one sample", "diffusion", {}),
-    ("another", "diffusion", {"seed": 1}),
+    ("nesterov, 1000", "diffusion", {"sampler": "nesterov"}),
+    ("posterior, 20", "diffusion", {}),
+    ("mean of 8 draws", "diffusion", {"samples": 8}),
 ]
-AVERAGED: dict[str, Any] = {"samples": 8}
 
 
 def main(prior: str) -> None:
     """Write docs/pictures/learned-prior.png."""
-    columns = 2 + len(RECOVERIES) + 2
+    columns = 2 + len(RECOVERIES) + 1
     rows = len(SHOWN) * len(BEHIND)
     figure, axes = plt.subplots(rows, columns, figsize=(1.45 * columns, 1.75 * rows))
     lines = iter(axes)
@@ -51,7 +51,7 @@ def main(prior: str) -> None:
             frame(next(row), clean[0], f"{structure}, truth", (-top, top))
             frame(next(row), noisy[0], told, (-3, 3))
             y = op.A(noisy)
-            for title, method, parameters in [*RECOVERIES, ("mean of 8", "diffusion", AVERAGED)]:
+            for title, method, parameters in RECOVERIES:
                 learned = {"prior": prior} if method == "diffusion" else {}
                 recovery = RecoverySpec.model_validate(
                     {"method": method, "parameters": {**parameters, **learned}, "free_share": 0}
@@ -61,7 +61,7 @@ def main(prior: str) -> None:
                 shift = "" if method != "diffusion" else f", shift {float(made.prior_shift):.2f}"
                 frame(next(row), made.images[0], f"{title}\nerror {error:.2f}{shift}", (-top, top))
                 if made.spread is not None:
-                    frame(next(row), made.spread[0], "spread of the 8", (0, top))
+                    frame(next(row), made.spread[0], "spread of the draws", (0, top))
     for axis in axes.flat:
         axis.title.set_fontsize(6.5)
     figure.tight_layout(pad=0.3)

@@ -87,7 +87,6 @@ RECOVERIES = {
     **{name: Choice(name) for name in CLASSICAL},
     **{f"{name}, data weight 0": Choice(name, {"data_weight": 0.0}) for name in CLASSICAL},
     **{f"posterior, {n}": Choice("diffusion", {"evaluations": n}) for n in (10, 20, 50)},
-    "posterior, 20, mean of 8": Choice("diffusion", {"evaluations": 20, "samples": 8}),
     "nesterov, 1000": Choice("diffusion", {"sampler": "nesterov", "evaluations": 1000}),
 }
 """Cheap ones first."""

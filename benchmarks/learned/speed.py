@@ -24,7 +24,7 @@ from reconstructor.recovery import Recovery
 from reconstructor.recovery.diffusion import Diffusion, DiffusionParameters
 
 EVALUATIONS = 20
-ROUNDS = 5
+ROUNDS = 3
 # at most 10 % over the bare evaluations
 LEAST_SHARE = 1 / 1.1
 LEAST_RATE = 2.0  # images/s of ``small`` on two cores

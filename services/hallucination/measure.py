@@ -38,14 +38,14 @@ RESULT, PICTURE = "hallucination.json", "hallucination.png"
 class Recovered(NamedTuple):
     """Frames of a specimen and what was made of them; images (B, H, W) about mean level zero, on the CPU.
 
-    ``sample`` is one sample of the posterior, what a session shows; ``mean`` and ``spread`` are of several.
+    ``learned`` is the image that a session shows; ``mean`` and ``spread`` are of several draws.
     """
 
     spec: SpecimenSpec
     truth: Tensor
     minimum_norm: Tensor
     wiener: Tensor
-    sample: Tensor
+    learned: Tensor
     mean: Tensor
     spread: Tensor
     prior_shift: Tensor  # (B,)
@@ -128,12 +128,12 @@ def _recovered(
     """A session of one specimen, in parts: its first frames are the references, the next are recovered."""
     calibration = Calibration.from_frames(torch.from_numpy(specimen.batch(0, REFERENCES).frames).float())
     learned = {"prior": options.prior, "evaluations": options.evaluations}
-    minimum_norm, wiener, sample, several = (
+    minimum_norm, wiener, usual, several = (
         Recovery(op, RecoverySpec(method=method, parameters=parameters, free_share=0), calibration)
         for method, parameters in (
             ("minimum_norm", {}),
             ("wiener", {"data_weight": 0.0}),
-            ("diffusion", {**learned}),
+            ("diffusion", learned),
             ("diffusion", {**learned, "samples": options.samples}),
         )
     )
@@ -141,17 +141,17 @@ def _recovered(
         count = min(AT_A_TIME, REFERENCES + options.frames - first)
         batch, numbers = specimen.batch(first, count), range(first, first + count)
         y = op.A(torch.from_numpy(batch.frames).float().to(device))
-        one, mean = sample(y, numbers), several(y, numbers)
+        shown, mean = usual(y, numbers), several(y, numbers)
         assert mean.spread is not None  # several samples are asked for
         yield Recovered(
             specimen.spec,
             _about_level(torch.from_numpy(batch.clean)),
             _about_level(minimum_norm(y, numbers).images),
             _about_level(wiener(y, numbers).images),
-            _about_level(one.images),
+            _about_level(shown.images),
             _about_level(mean.images),
             mean.spread.cpu().double(),
-            one.prior_shift.cpu().double(),
+            shown.prior_shift.cpu().double(),
             transfers_of(specimen.spec, batch.metadata),
         )
 
@@ -211,7 +211,7 @@ def _warning(some: Recovered, figure: str) -> Tensor:
 
 
 def _judged(some: Recovered, name: str, known: set[str], library: dict[str, Projections]) -> dict[str, Any]:
-    added, missing = some.sample - some.wiener, some.truth - some.wiener
+    added, missing = some.learned - some.wiener, some.truth - some.wiener
     _, invented = figures.right_and_invented(added, missing)
     kinds = {
         "added": added,
@@ -231,7 +231,7 @@ def _judged(some: Recovered, name: str, known: set[str], library: dict[str, Proj
             for recovery, images in (
                 ("minimum_norm", some.minimum_norm),
                 ("wiener", some.wiener),
-                ("diffusion", some.sample),
+                ("diffusion", some.learned),
                 ("diffusion, mean of samples", some.mean),
             )
         },

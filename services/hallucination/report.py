@@ -136,10 +136,10 @@ def draw(made: Mapping[str, Recovered], path: Path, count: int) -> None:
                     (f"{Path(name).stem}, truth", _grey(truth, top)),
                     ("minimum norm", _grey(some.minimum_norm[index], top)),
                     ("Wiener", _grey(some.wiener[index], top)),
-                    ("one sample", _grey(some.sample[index], top)),
+                    ("learned prior", _grey(some.learned[index], top)),
                     ("mean of samples", _grey(some.mean[index], top)),
                     ("missing", _grey(truth - some.wiener[index], top)),
-                    ("added", _grey(some.sample[index] - some.wiener[index], top)),
+                    ("added", _grey(some.learned[index] - some.wiener[index], top)),
                     ("error of the mean", _grey(error * 2 - top, top)),
                     ("spread", _grey(some.spread[index] * 2 - top, top)),
                 ]
