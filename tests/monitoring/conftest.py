@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from tests.conftest import program
 from tests.monitoring.installation import Installation, Prometheus, eventually
+from tests.tiny_prior import tiny_prior
 
 PATTERN = {"kind": "pattern", "shape": [64, 64]}
 
@@ -25,7 +26,7 @@ class Watched(NamedTuple):
 
 @pytest.fixture(scope="package")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """Two sessions of one detector; in the second one C changes, a worker is killed and one leaves.
+    """Two sessions; in the second one C and the recovery change, a worker is killed and one leaves.
 
     The second goes on for as long as it is watched, and no longer: others need the cores.
     """
@@ -72,6 +73,10 @@ def _run(installation: Installation, prometheus: Prometheus) -> None:
         prometheus,
         'increase(cryoflux_frame_psnr_decibels_count{compression_factor="4"}[10s]) > 2',
     )
+    _recover(installation, "diffusion", prior=str(tiny_prior(installation.folder / "tiny")), evaluations=1)
+    _scraped(installation, prometheus, "cryoflux_session_prior_shift_ratio")
+    _scraped(installation, prometheus, "cryoflux_recovery_frames_per_second_asked")
+    _recover(installation, "dct")
     installation.kill("worker-2")
     _scraped(installation, prometheus, 'sum(cryoflux_workers_departed_total{how!="left"}) == 1')
     _scraped(installation, prometheus, 'cryoflux_components{kind="reconstructor", state="silent"} == 1')
@@ -80,6 +85,12 @@ def _run(installation: Installation, prometheus: Prometheus) -> None:
     _scraped(installation, prometheus, 'ALERTS{alertname="CryofluxWorkerGone", alertstate="firing"}')
     _scraped(installation, prometheus, "rate(cryoflux_frames_acknowledged_total[5s]) > 0")
     _scraped(installation, prometheus, "cryoflux:throughput_gain:ratio1m")
+
+
+def _recover(installation: Installation, method: str, **parameters: Any) -> None:
+    wanted = {"method": method, "parameters": parameters}
+    answer = installation.client.patch("/api/v1/sessions/current/recovery", json=wanted)
+    assert answer.status_code == 200, answer.text
 
 
 def _scraped(installation: Installation, prometheus: Prometheus, expr: str) -> None:

@@ -41,6 +41,7 @@ TOGETHER = (
     r"already holds .*; name another folder",
     r"File name too long|0…$",
     r"is a folder; name a file|exists already; name another|no file can be there",
+    r"is not known; there (is|are) |not a folder of a prior",
 )
 
 
