@@ -32,12 +32,12 @@ from reconstructor.recovery.wiener import Diagonal, System, Wiener
 # Of conjugate gradients, for a coded aperture. A step begins where the last one ended, a linear estimate from
 # nothing; tests/unit/test_recovery_posterior.py says what they reach.
 STEP_ITERATIONS = 2
-LINEAR_ITERATIONS = 8
+LINEAR_ITERATIONS = 6
 # Noise to begin from: over the standard deviation that the Gaussian posterior leaves the coefficient it knows
 # worst: as much as covers what a draw of it has wrong.
 START = 1.0
 # over the standard deviation of the strongest coefficient: nothing shows through so much
-DROWNED = 30.0
+DROWNED = 12.0
 # over the measurement's own: where all was measured, nothing has to be covered
 LEAST_COVER = 1.2
 # Noise a draw ends with, over the mean standard deviation: a hundredth of the variance is left out.
@@ -296,7 +296,7 @@ class PosteriorSampler:
         start = torch.maximum(start.clamp_max(highest), LEAST_COVER * own)
         if not self._is_draw or self._evaluations == 1:
             return _falling(start, own, self._evaluations), self._evaluations - 1
-        above = self._evaluations // (2 if self._start == "noise" else 4)
+        above = 2 * self._evaluations // (5 if self._start == "noise" else 8)
         down = _falling(own, torch.minimum(end, own / 2), self._evaluations - above)
         return torch.cat([_falling(start, own, above + 1)[:, :-1], down], 1), above
 

@@ -27,7 +27,7 @@ OPERATORS: list[LinearOperator] = [
     PhasePlate(SHAPE),
     OpenAperture(SHAPE),
 ]
-SAMPLERS = [{"sampler": "posterior"}, {"sampler": "nesterov", "evaluations": 10}]
+SAMPLERS: list[dict[str, Any]] = [{"sampler": "posterior"}, {"sampler": "nesterov", "evaluations": 10}]
 
 
 def name(op: LinearOperator) -> str:
@@ -47,12 +47,18 @@ def frames(op: LinearOperator, count: int = 16, snr: float = 1.0, seed: int = 0)
     return LEVEL + clean + noise, LEVEL + clean
 
 
+def stands_for_any(prior: KnownPrior, monkeypatch: pytest.MonkeyPatch) -> KnownPrior:
+    def load(name: str, device: torch.device) -> KnownPrior:
+        return prior
+
+    monkeypatch.setattr(diffusion, "load_prior", load)
+    return prior
+
+
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> KnownPrior:
     """Stands for whatever prior is asked for."""
-    prior = KnownPrior()
-    monkeypatch.setattr(diffusion, "load_prior", lambda name, device: prior)
-    return prior
+    return stands_for_any(KnownPrior(), monkeypatch)
 
 
 def recovered(
@@ -175,7 +181,7 @@ def test_spread_is_unbiased_with_pairs_and_without_linearity() -> None:
 
 
 def test_a_prior_of_frames_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diffusion, "load_prior", lambda name, device: KnownPrior("frames"))
+    stands_for_any(KnownPrior("frames"), monkeypatch)
     for op in OPERATORS[:3]:
         y = op.A(frames(op)[0])
         again = op.A(recovered(op, y).images)
@@ -196,7 +202,7 @@ def test_blank_and_hopeless_frames_are_no_trouble(op: LinearOperator) -> None:
 def test_evaluations_are_as_many_as_asked_for(known: KnownPrior) -> None:
     op = OPERATORS[0]
     y = op.A(frames(op, 1)[0])
-    asked = {
+    asked: dict[str, tuple[dict[str, Any], int]] = {
         "mean": ({}, 20),
         "one": ({"evaluations": 1}, 1),
         "two": ({"evaluations": 2}, 2),
@@ -300,10 +306,10 @@ def test_what_nesterov_reaches_for_a_gaussian_prior(op: LinearOperator) -> None:
     noise, and its draws differ much less than the posterior's; and it clamps x_t to [-1, 1], which noise of
     variance one overruns: without any measurement, it draws with hardly more than half the prior's variance.
     """
-    problem, count = Problem(op, 1.0), 48
+    problem, count = Problem(op, 1.0), 24
     target = problem.minimum_norm.float().expand(count, -1, -1).contiguous()
     noise_std = SIGNAL_STD
-    constants = {"evaluations": 1000, "kappa": (0.1, 0.9), "batch_norm": False}
+    constants: dict[str, Any] = {"evaluations": 1000, "kappa": (0.1, 0.9), "batch_norm": False}
     images = NesterovSampler(op, zeta=(1e-10, 1.0), **constants)(
         problem.prior, target, FrameNoise(0, [0] * count, range(count))
     ).double()
@@ -311,6 +317,8 @@ def test_what_nesterov_reaches_for_a_gaussian_prior(op: LinearOperator) -> None:
     assert misfit < 0.15 * noise_std
     assert 0.7 < problem.mean_error(images) < 1.6
     assert -0.95 < problem.variance_error(images) < -0.8
+    if not isinstance(op, CodedAperture):
+        return  # without the gradient no mask has a part in it
     free = NesterovSampler(op, zeta=(0.0, 0.0), **constants)(
         problem.prior, target, FrameNoise(0, [0] * count, range(count))
     )

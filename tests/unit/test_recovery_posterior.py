@@ -143,6 +143,7 @@ def test_what_added_noise_hid_is_given_back(op: LinearOperator) -> None:
     told = problem.prior.x0(x_t * a, torch.tensor([sigma]))
     step = DataStep(problem.wiener, problem.minimum_norm, problem.power, problem.noise_variance)
     level = torch.tensor([sigma], dtype=torch.float64)
+    got = told
     for _ in range(6):  # each goes on where the last one ended
         got = step.after(told.clone(), level, hidden)
     precision = torch.linalg.inv(C) + P / v + (torch.eye(n) - P) / sigma**2
@@ -169,7 +170,7 @@ def test_levels_fall_to_the_noise_and_for_draws_beyond() -> None:
         assert above == 0
         torch.testing.assert_close(one[:, 0], own.sqrt())
         noise, _ = PosteriorSampler(wiener, 20, "noise").levels(schedule, power, own)
-        assert (noise[:, 0] > 20 * power.amax().sqrt()).all()
+        assert (noise[:, 0] > 10 * power.amax().sqrt()).all()
         given, _ = PosteriorSampler(wiener, 20, 3.0).levels(schedule, power, own)
         torch.testing.assert_close(given[:, 0], torch.full((2,), 3.0, dtype=torch.float64))
 
