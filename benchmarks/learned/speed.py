@@ -41,13 +41,12 @@ def run() -> list[Figure]:
 
 def on(device: str) -> list[Figure]:
     """The figures of one device."""
-    peak = _peak(device)
-    precision = "bfloat16" if device == "cuda" else "float32"
-    figures = [Figure(f"{device}: matrix products, {precision}", peak / 1e9, "GFLOP/s")]
-    for (preset, where), batch in BATCHES.items():
-        if where == device:
-            figures += _of_preset(preset, device, batch, peak)
-    return figures
+    return [
+        figure
+        for (preset, where), batch in BATCHES.items()
+        if where == device
+        for figure in _of_preset(preset, device, batch)
+    ]
 
 
 def _prior(preset: str, device: str) -> NetworkPrior:
@@ -61,7 +60,7 @@ def _prior(preset: str, device: str) -> NetworkPrior:
     return NetworkPrior(network, card, device=device)
 
 
-def _of_preset(preset: str, device: str, batch: int, peak: float) -> list[Figure]:
+def _of_preset(preset: str, device: str, batch: int) -> list[Figure]:
     prior = _prior(preset, device)
     side = PRESETS[preset].side_pixels
     frames = torch.randn(batch, side, side, generator=torch.Generator().manual_seed(0))
@@ -80,30 +79,41 @@ def _of_preset(preset: str, device: str, batch: int, peak: float) -> list[Figure
     with FlopCounterMode(display=False) as counter:
         evaluate(1)
     flops = counter.get_total_flops() / batch
-    bound = peak / flops / EVALUATIONS
     note = f"{batch} x {side}x{side}, {EVALUATIONS} evaluations, {_threads(device)}"
     masks: list[tuple[str, LinearOperator]] = [
         ("coded aperture", CodedAperture((side, side), 16, 102)),
         ("phase plate", PhasePlate((side, side), "uniform", 2.5)),
     ]
-    figures = [
-        Figure(f"{preset}, {device}: one evaluation", flops / 1e9, "GFLOP an image"),
-        Figure(f"{preset}, {device}: FLOP bound", bound, "img/s", None, note),
-    ]
+    side_of_matrix = MATRIX[device]
+    kind = torch.bfloat16 if device == "cuda" else torch.float32
+    matrix = torch.randn(side_of_matrix, side_of_matrix, device=device, dtype=kind)
+    peak = 0.0
+    times_of: dict[str, tuple[float, float]] = {}
     for mask, op in masks:
         y = op.A(frames)
         for sampler in ("posterior", "nesterov"):
             recovery = Recovery(op, RecoverySpec(method="minimum_norm", free_share=0), calibration)
             parameters = DiffusionParameters.model_validate({"sampler": sampler, "evaluations": EVALUATIONS})
             recovery.method = Diffusion(recovery.working, parameters, calibration, prior)
-            whole, bare = _times(device, lambda recovery=recovery, y=y: recovery(y), evaluate)
-            name = f"{preset}, {device}, {sampler}, {mask}"
-            least = LEAST_RATE if (preset, device) == ("small", "cpu") else None
-            figures += [
-                Figure(f"{name}: rate", batch / whole, "img/s", least, note),
-                Figure(f"{name}: share of its bare evaluations", bare / whole, "x", LEAST_SHARE, note),
-                Figure(f"{name}: share of the FLOP bound", batch / whole / bound, "x", None, note),
-            ]
+            whole, bare, product = _times(
+                device, lambda recovery=recovery, y=y: recovery(y), evaluate, lambda: matrix @ matrix
+            )
+            times_of[f"{preset}, {device}, {sampler}, {mask}"] = whole, bare
+            peak = max(peak, 2 * side_of_matrix**3 / product)  # the most that a network can reach
+    bound = peak / flops / EVALUATIONS
+    precision = str(kind).removeprefix("torch.")
+    figures = [
+        Figure(f"{preset}, {device}: matrix products, {precision}", peak / 1e9, "GFLOP/s"),
+        Figure(f"{preset}, {device}: one evaluation", flops / 1e9, "GFLOP an image"),
+        Figure(f"{preset}, {device}: FLOP bound", bound, "img/s", None, note),
+    ]
+    for name, (whole, bare) in times_of.items():
+        least = LEAST_RATE if (preset, device) == ("small", "cpu") else None
+        figures += [
+            Figure(f"{name}: rate", batch / whole, "img/s", least, note),
+            Figure(f"{name}: share of its bare evaluations", bare / whole, "x", LEAST_SHARE, note),
+            Figure(f"{name}: share of the FLOP bound", batch / whole / bound, "x", None, note),
+        ]
     return figures
 
 
@@ -128,12 +138,3 @@ def _times(device: str, *calls: Callable[[], object]) -> list[float]:
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _peak(device: str) -> float:
-    """Floating point operations a second of a large matrix product, the most that a network can reach."""
-    side = MATRIX[device]
-    kind = torch.bfloat16 if device == "cuda" else torch.float32
-    a = torch.randn(side, side, device=device, dtype=kind)
-    (best,) = _times(device, lambda: a @ a)
-    return 2 * side**3 / best

@@ -54,7 +54,14 @@ def test_it_goes_on_where_it_was(tmp_path: Path, counted: list[str]) -> None:
     assert set(quality.cells(tmp_path)) == {(MASK, "minimum norm"), (MASK, "wiener")}
 
 
-def test_figures_of_other_weights_are_made_anew(tmp_path: Path, counted: list[str]) -> None:
+def test_figures_of_other_weights_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+
+    def judged(frames: object, mask: str, recovery: str, *more: object) -> dict[str, object]:
+        counted.append(recovery)
+        return cell([1.0]).chunks["0"]
+
+    monkeypatch.setattr(quality, "judged", judged)
     asked = (["minimum norm", "posterior, 10"], [MASK], "cpu")
     prior = tiny_prior(tmp_path / "prior", side_pixels=64)
     quality.measure(tmp_path, str(prior), 16, *asked)
