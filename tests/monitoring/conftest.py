@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from tests.conftest import program
 from tests.monitoring.installation import Installation, Prometheus, eventually
-from tests.tiny_prior import tiny_prior
 
+# the sessions that are watched use none; what a worker gives of it is looked at in test_live_diffusion.py
+OF_A_LEARNED_PRIOR = re.compile("prior_shift|recovery_evaluations|frames_per_second_(possible|asked)")
 PATTERN = {"kind": "pattern", "shape": [64, 64]}
 
 
@@ -26,7 +28,7 @@ class Watched(NamedTuple):
 
 @pytest.fixture(scope="package")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """Two sessions; in the second one C and the recovery change, a worker is killed and one leaves.
+    """Two sessions of one detector; in the second one C changes, a worker is killed and one leaves.
 
     The second goes on for as long as it is watched, and no longer: others need the cores.
     """
@@ -73,10 +75,6 @@ def _run(installation: Installation, prometheus: Prometheus) -> None:
         prometheus,
         'increase(cryoflux_frame_psnr_decibels_count{compression_factor="4"}[10s]) > 2',
     )
-    _recover(installation, "diffusion", prior=str(tiny_prior(installation.folder / "tiny")), evaluations=1)
-    _scraped(installation, prometheus, "cryoflux_session_prior_shift_ratio")
-    _scraped(installation, prometheus, "cryoflux_recovery_frames_per_second_asked")
-    _recover(installation, "dct")
     installation.kill("worker-2")
     _scraped(installation, prometheus, 'sum(cryoflux_workers_departed_total{how!="left"}) == 1')
     _scraped(installation, prometheus, 'cryoflux_components{kind="reconstructor", state="silent"} == 1')
@@ -85,12 +83,6 @@ def _run(installation: Installation, prometheus: Prometheus) -> None:
     _scraped(installation, prometheus, 'ALERTS{alertname="CryofluxWorkerGone", alertstate="firing"}')
     _scraped(installation, prometheus, "rate(cryoflux_frames_acknowledged_total[5s]) > 0")
     _scraped(installation, prometheus, "cryoflux:throughput_gain:ratio1m")
-
-
-def _recover(installation: Installation, method: str, **parameters: Any) -> None:
-    wanted = {"method": method, "parameters": parameters}
-    answer = installation.client.patch("/api/v1/sessions/current/recovery", json=wanted)
-    assert answer.status_code == 200, answer.text
 
 
 def _scraped(installation: Installation, prometheus: Prometheus, expr: str) -> None:

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from common import metrics
 from tests.conftest import program
-from tests.monitoring.conftest import Watched
+from tests.monitoring.conftest import OF_A_LEARNED_PRIOR, Watched
 from tests.monitoring.installation import MONITORING
 
 PARTS = {"control": "control", "detector": "detector", "worker-1": "reconstructor"}
@@ -115,6 +115,8 @@ def test_every_rule_is_evaluated_without_error(watched: Watched) -> None:
 @pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.get("alert") or rule["record"])
 def test_a_rule_stands_on_data_of_a_real_session(watched: Watched, rule: dict[str, Any]) -> None:
     watched.prometheus.over(rule["expr"], watched.began, watched.ended)  # refused if it is not a query
+    if OF_A_LEARNED_PRIOR.search(rule["expr"]):
+        return
     if "record" in rule:
         assert watched.prometheus.over(rule["record"], watched.began, watched.ended), "records nothing"
     asked = re.findall(r"\b((?:cryoflux|process)[a-z_:0-9]*|up)\b(?=\s*[{\[)<>=!/*+-]|\s|$)", rule["expr"])
