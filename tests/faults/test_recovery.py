@@ -38,8 +38,8 @@ def _die(how):
     while True:  # the signal may reach another thread first: this one must not finish what it was at
         signal.pause()
 
-def _spoilt(self, y):
-    recovered = _recover(self, y)
+def _spoilt(self, y, frame_ids=None):
+    recovered = _recover(self, y, frame_ids)
     numbers = [frame_number(image) for image in recovered.images.round().numpy()]
     {what}
     return recovered

@@ -191,6 +191,7 @@ def test_it_says_which_prior_it_uses_and_where_the_frames_are_otherwise(finished
     assert "prior shift" in finished.text
 
 
+@pytest.mark.slow  # for a machine that does nothing else: loading takes seconds of a core in each worker
 def test_loading_a_network_does_not_silence_a_worker(finished: Finished) -> None:
     assert "registered" in finished.events  # what happened stands there
     assert "is not heard any more" not in finished.events
