@@ -1,9 +1,11 @@
-"""Reading and writing all of something at a file descriptor, which the system may do in parts."""
+"""Reading and writing all of something, which the system does in parts; files that are whole or not there."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 MOST_PARTS = 64  # handed to the system at a time; it takes no more than about a thousand
 
@@ -43,3 +45,14 @@ def read_all_at(file: int, size: int, offset: int) -> bytearray:
             raise EOFError(f"ends after {offset + done} bytes")
         done += read
     return data
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path, None, None]:
+    """A file to write beside ``path``, whose place it takes when all is written; nobody sees half a file."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ import starfile
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import mode_from_dtype
 
-from common.whole import read_all_at
+from common.whole import read_all_at, replacing
 from reconstructor.archive import read_reference
 from reconstructor.journal import COLUMNS, HEADER, journals, one_line, whole_lines
 from reconstructor.writer import HEADER_BYTES, RECOVERED, stack_header
@@ -95,7 +94,7 @@ def finalise(
     references = _write_references(output, table, pixel_size, whole)
     table["reference_slot"] = table["frame_id"].map({frame: k for k, frame in enumerate(references)})
     _write_star(output / STAR, table, start.get("optics") or {})
-    with _replacing(output / TABLE) as path:
+    with replacing(output / TABLE) as path:
         columns = table.drop(columns="metadata").astype({"reference_slot": "Int64", "evaluations": "Int64"})
         columns.to_csv(path, index=False)
     return Summary(
@@ -140,7 +139,7 @@ def _write_references(
     if not frames:
         return []
     first = _reference(whole, frames[0])
-    with _replacing(output / REFERENCES) as path:
+    with replacing(output / REFERENCES) as path:
         # one at a time: the references of a day's micrographs are more than memory holds
         shape = (len(frames), *first.shape)
         with mrcfile.new_mmap(path, shape=shape, mrc_mode=mode_from_dtype(first.dtype)) as stack:
@@ -173,7 +172,7 @@ def _write_star(path: Path, table: pd.DataFrame, optics: Mapping[str, Any]) -> N
     optics_table = pd.DataFrame([{"rlnOpticsGroup": 1, "rlnOpticsGroupName": "opticsGroup1", **optics}])
     first = ["rlnImageName", "rlnOpticsGroup"]
     particles = particles[first + [column for column in particles if column not in first]]
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         starfile.write({"optics": optics_table, "particles": particles}, temporary)
 
 
@@ -189,17 +188,6 @@ def _quality(table: pd.DataFrame) -> dict[str, dict[str, float]]:
             **means,
         }
     return quality
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name to write to that takes the place of ``path`` when all is written."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---- journals as a table

@@ -24,12 +24,7 @@ from reconstructor.archive import ArchiveWriter, Span
 from reconstructor.journal import JournalWriter, find_row
 
 RECOVERED = "recovered.mrcs"
-REFERENCES = "references.mrcs"
-STAR = "recovered.star"
-TABLE = "frames.csv"
-
 HEADER_BYTES = 1024
-CHUNK_BYTES = 64 << 20
 
 
 class Learned(NamedTuple):

@@ -29,11 +29,12 @@ import torch
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from common.archive import BrokenArchive
-from common.session import RecoverySpec
+from common.session import LEARNED, RecoverySpec
 from common.settings import SECRETS, Settings
+from common.whole import replacing
 from common.wire.control import error_line
 from common.wire.messages import MAX_FRAME_ID, ConfigurationNotice, Start
-from reconstructor.batches import LEARNED, Recoverer, RecoveryChoice
+from reconstructor.batches import Recoverer, RecoveryChoice
 from reconstructor.finalise import Summary, finalise, read_journals
 from reconstructor.lpips import WrongWeights, lpips_of
 from reconstructor.recorded import ArchiveRecording, FolderRecording, Recording, Unit
@@ -269,9 +270,8 @@ def _folder(output: Path, plan: Mapping[str, Any], *, overwrite: bool) -> Iterat
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise WrongOption(f"--output: another recovery writes to {output}") from None
-        temporary = output / f".{os.getpid()}-{PLAN}"
-        temporary.write_text(json.dumps(plan, indent=2) + "\n")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(plan, indent=2) + "\n")
         yield
     finally:
         os.close(lock)
@@ -343,9 +343,11 @@ def _in_parallel(
 
 def _jobs(task: _Task, left: list[tuple[Unit, list[int]]]) -> Iterator[tuple[Unit, list[int]]]:
     """Units, or parts of them where recovering one takes long."""
-    device = torch_device(Settings.model_validate(task.settings)).type
+    if task.choice.spec.method != LEARNED:
+        yield from left
+        return
+    size = LEARNED_FRAMES.get(torch_device(Settings.model_validate(task.settings)).type, 8)
     for unit, frames in left:
-        size = LEARNED_FRAMES.get(device, 8) if task.choice.spec.method == LEARNED else len(frames)
         yield from ((unit, frames[first : first + size]) for first in range(0, len(frames), size))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.whole import replacing
 from reconstructor.priors.base import Flow, PriorCard, Schedule
 from reconstructor.priors.folder import (
     CARD,
@@ -99,14 +99,11 @@ class NetworkPrior:
         """
         folder = Path(folder)
         (folder / SCHEDULER).parent.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f".{WEIGHTS}"
-        weights = self.network.state_dict()
-        save_file(
-            {name: weight.to("cpu", dtype).contiguous() for name, weight in weights.items()},
-            unfinished,
-            metadata={"format": "pt"},
-        )
-        os.replace(unfinished, folder / WEIGHTS)
+        weights = {
+            name: weight.to("cpu", dtype).contiguous() for name, weight in self.network.state_dict().items()
+        }
+        with replacing(folder / WEIGHTS) as temporary:
+            save_file(weights, temporary, metadata={"format": "pt"})
         self.network.save_config(folder)
         levels = scheduler_config(self.schedule, self.card.prediction)
         (folder / SCHEDULER).write_text(json.dumps(levels, indent=2) + "\n")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from common.whole import replacing
 from reconstructor.archive import read_start
 from reconstructor.finalise import Summary, read_journals
 from reconstructor.journal import FOLDER as JOURNALS
@@ -135,13 +135,9 @@ def quality_of(figures: Iterable[ConfigurationFigures], shape: Sequence[int]) ->
 def write_report(document: Mapping[str, Any], output: Path) -> Path:
     """Write ``session.json`` into the results folder, whole or not at all."""
     path = output / FILE
-    temporary = output / f".{os.getpid()}-{FILE}"
     text = json.dumps(_jsonable(document), indent=2, allow_nan=False)
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
