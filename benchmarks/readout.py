@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
 from benchmarks.figure import Figure
+from benchmarks.timing import fastest
 from common.configuration import CodecSpec
 from common.operators import CodedAperture
 from detector_sim.readout import Readout
@@ -37,8 +35,11 @@ def _figures(dtype: str) -> list[Figure]:
     def multiply() -> None:
         operator.A(torch.from_numpy(frames.astype(np.float32)))
 
-    copying, reading, multiplying = _fastest(
-        lambda: np.copyto(copy, frames), lambda: readout.readout(frames), multiply
+    copying, reading, multiplying = fastest(
+        lambda: np.copyto(copy, frames),
+        lambda: readout.readout(frames),
+        multiply,
+        rounds=15,
     )
     size = f"{SIDE}x{SIDE} {dtype}, K=4 b=8, one thread"
     return [
@@ -54,17 +55,6 @@ def _figures(dtype: str) -> list[Figure]:
             note=f"permuted blocks times matrices; {size}",
         ),
     ]
-
-
-def _fastest(*actions: Callable[[], object], rounds: int = 15) -> list[float]:
-    """Seconds of each action's fastest run; taken in turn, so that all meet the same machine."""
-    seconds = [float("inf")] * len(actions)
-    for _ in range(rounds):
-        for i, action in enumerate(actions):
-            start = time.perf_counter()
-            action()
-            seconds[i] = min(seconds[i], time.perf_counter() - start)
-    return seconds
 
 
 if __name__ == "__main__":

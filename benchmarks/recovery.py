@@ -7,16 +7,15 @@ does falls on both sides of each ratio alike.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from benchmarks.figure import Figure
+from benchmarks.timing import fastest
 from common.calibration import Calibration
 from common.operators import CodedAperture, LinearOperator, PhasePlate
-from common.session import RecoverySpec
+from common.session import LEARNED, RecoverySpec
 from reconstructor.recovery import METHODS, Recovery
 from reconstructor.recovery.sparse import SparseRecovery
 from reconstructor.recovery.total_variation import TotalVariation
@@ -42,13 +41,14 @@ def run() -> list[Figure]:
     ):
         images = torch.randn(BATCH, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
         y, calibration = op.A(images), Calibration.from_frames(images[:4])
-        for method in (name for name in METHODS if name != "diffusion"):  # see benchmarks.learned
+        for method in (name for name in METHODS if name != LEARNED):  # see benchmarks.learned
             spec = RecoverySpec(method=method, free_share=0)  # pyright: ignore[reportArgumentType]
             recovery = Recovery(op, spec, calibration)
-            whole, bare, fft = _times(
+            whole, bare, fft = fastest(
                 lambda recovery=recovery, y=y: recovery(y),
                 lambda recovery=recovery, y=y: _bare_transforms(recovery, y),
                 lambda images=images: torch.fft.rfft2(images),
+                rounds=ROUNDS,
             )
             name = f"{method}, {mask}"
             figures.append(Figure(f"{name}: rate", BATCH / whole, "img/s", LEAST_RATE.get(method), note))
@@ -60,17 +60,6 @@ def run() -> list[Figure]:
                     Figure(f"{name}: {MOST_FFTS} rfft2 over it", MOST_FFTS * fft / whole, "x", 1.0, note)
                 )
     return figures
-
-
-def _times(*calls: Callable[[], object]) -> list[float]:
-    """Best time of each call, seconds; the calls take turns."""
-    best = [float("inf")] * len(calls)
-    for _ in range(ROUNDS):
-        for i, call in enumerate(calls):
-            start = time.perf_counter()
-            call()
-            best[i] = min(best[i], time.perf_counter() - start)
-    return best
 
 
 @torch.no_grad()

@@ -138,10 +138,14 @@ class ReadoutSpec(_Model):
     coding: Literal["auto", "plain", "packed", "bitshuffle-lz4", "bitshuffle-zstd"] = "auto"
 
 
+MethodName = Literal["minimum_norm", "wiener", "dct", "wavelet", "tv", "diffusion"]
+LEARNED: MethodName = "diffusion"  # the method with a learned prior
+
+
 class RecoverySpec(_Model):
     """How images are recovered."""
 
-    method: Literal["minimum_norm", "wiener", "dct", "wavelet", "tv", "diffusion"] = "dct"
+    method: MethodName = "dct"
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="the method's own; defaults where not given"
     )

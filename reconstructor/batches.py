@@ -18,7 +18,7 @@ from common.clock import SteadyClock
 from common.configuration import Configuration
 from common.flat_level import FlatLevel
 from common.operators.base import LinearOperator
-from common.session import RecoverySpec
+from common.session import LEARNED, RecoverySpec
 from common.wire.codec import decode_array
 from common.wire.control import error_line
 from common.wire.messages import ConfigurationNotice, Frames, Start
@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 RECOVERIES_KEPT = 8
 JOINED_PIXELS = 2_097_152  # small blocks are recovered together up to this; larger ones overlap with writing
 HIGHEST_PSNR = 200.0  # where image and reference are equal to rounding
-LEARNED = "diffusion"  # the method with a learned prior
 
 
 class Block(NamedTuple):

@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.roots import ANYWHERE, Roots
-from common.session import RecoverySpec
+from common.session import LEARNED, RecoverySpec
 from common.wire.control import error_line
 from services.explain import FieldProblem
 
 if TYPE_CHECKING:
     from reconstructor.priors.base import PriorCard
 
-METHOD = "diffusion"
 FIELD = "parameters.prior"
 LARGEST_CARD_BYTES = 1_000_000
 PIXEL_SIZE_TOLERANCE = 0.01  # files say it with few digits
@@ -72,7 +71,7 @@ def prior_of(spec: RecoverySpec, inputs: Roots = ANYWHERE) -> Prior | None:
     ValueError
         In one line, if a parameter is wrong, or there is no such prior where sessions may read.
     """
-    if spec.method != METHOD:
+    if spec.method != LEARNED:
         return None
     from reconstructor.recovery import check_recovery
 

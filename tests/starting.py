@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
+from unittest.mock import patch
 
 # nothing that starts threads when it is imported (blosc2, pandas): they would be missing in who is forked
 IMPORTED = (
@@ -69,17 +70,12 @@ class _Forked:
     def __init__(
         self, code: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path
     ) -> None:
-        threads = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"  # read by the server's libraries as they are loaded
-        try:
-            self._process = _server.Process(
-                target=_run, args=(code, list(arguments), dict(environment), str(log), os.getcwd())
-            )
+        self._process = _server.Process(
+            target=_run, args=(code, list(arguments), dict(environment), str(log), os.getcwd())
+        )
+        # read by the server's libraries as they are loaded
+        with patch.dict(os.environ, OMP_NUM_THREADS="1"):
             self._process.start()
-        finally:
-            del os.environ["OMP_NUM_THREADS"]
-            if threads is not None:
-                os.environ["OMP_NUM_THREADS"] = threads
         assert self._process.pid is not None
         self.pid = self._process.pid
 

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import matplotlib.pyplot as plt
 import torch
 
-from benchmarks.learned.quality import PIXEL_SIZE, REFERENCES, SEED, SIDE, operator
+from benchmarks.learned.quality import PIXEL_SIZE, REFERENCES, SEED, SIDE, Choice, operator
 from benchmarks.pictures import FOLDER, frame
 from common.calibration import Calibration
-from common.session import RecoverySpec, SpecimenSpec
+from common.session import LEARNED, SpecimenSpec
 from detector_sim.specimen import Specimen
 from reconstructor.recovery import Recovery
 
 SHOWN = ("cage", "barrel", "bundle")
 """Two that the prior in the box was trained on, and one that it was not."""
 BEHIND = {"K=16 b=102": "coded aperture K=16 b=102", "C=10": "phase plate C=10"}
-RECOVERIES: list[tuple[str, str, dict[str, Any]]] = [
-    ("minimum norm", "minimum_norm", {}),
-    ("Wiener", "wiener", {"data_weight": 0.0}),
-    ("DCT", "dct", {"data_weight": 0.0}),
-    ("wavelets", "wavelet", {"data_weight": 0.0}),
-    ("TV", "tv", {"data_weight": 0.0}),
-    ("nesterov, 1000", "diffusion", {"sampler": "nesterov"}),
-    ("posterior, 20", "diffusion", {}),
-    ("mean of 8 draws", "diffusion", {"samples": 8}),
-]
+RECOVERIES = {
+    "minimum norm": Choice("minimum_norm"),
+    "Wiener": Choice("wiener", {"data_weight": 0.0}),
+    "DCT": Choice("dct", {"data_weight": 0.0}),
+    "wavelets": Choice("wavelet", {"data_weight": 0.0}),
+    "TV": Choice("tv", {"data_weight": 0.0}),
+    "nesterov, 1000": Choice(LEARNED, {"sampler": "nesterov"}),
+    "posterior, 20": Choice(LEARNED),
+    "mean of 8 draws": Choice(LEARNED, {"samples": 8}),
+}
 
 
 def main(prior: str) -> None:
@@ -51,14 +49,10 @@ def main(prior: str) -> None:
             frame(next(row), clean[0], f"{structure}, truth", (-top, top))
             frame(next(row), noisy[0], told, (-3, 3))
             y = op.A(noisy)
-            for title, method, parameters in RECOVERIES:
-                learned = {"prior": prior} if method == "diffusion" else {}
-                recovery = RecoverySpec.model_validate(
-                    {"method": method, "parameters": {**parameters, **learned}, "free_share": 0}
-                )
-                made = Recovery(op, recovery, calibration)(y, numbers)
+            for title, choice in RECOVERIES.items():
+                made = Recovery(op, choice.spec(prior), calibration)(y, numbers)
                 error = float((made.images - clean).norm() / clean.norm())
-                shift = "" if method != "diffusion" else f", shift {float(made.prior_shift):.2f}"
+                shift = "" if not choice.is_learned else f", shift {float(made.prior_shift):.2f}"
                 frame(next(row), made.images[0], f"{title}\nerror {error:.2f}{shift}", (-top, top))
                 if made.spread is not None:
                     frame(next(row), made.spread[0], "spread of the draws", (0, top))

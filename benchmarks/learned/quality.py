@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from torch import Tensor
 
 from common.calibration import Calibration
 from common.operators import LinearOperator, MaskSpec
-from common.session import RecoverySpec, SpecimenSpec
+from common.session import LEARNED, RecoverySpec, SpecimenSpec
+from common.whole import replacing
 from detector_sim.specimen import Specimen
 from reconstructor.priors import load_prior
 from reconstructor.quality import frc, psnr, ssim
@@ -71,7 +71,7 @@ class Choice:
     @property
     def is_learned(self) -> bool:
         """Whether it depends on the prior's weights."""
-        return self.method == "diffusion"
+        return self.method == LEARNED
 
     def spec(self, prior: str) -> RecoverySpec:
         """With every measurement used."""
@@ -86,8 +86,8 @@ RECOVERIES = {
     "minimum norm": Choice("minimum_norm"),
     **{name: Choice(name) for name in CLASSICAL},
     **{f"{name}, data weight 0": Choice(name, {"data_weight": 0.0}) for name in CLASSICAL},
-    **{f"posterior, {n}": Choice("diffusion", {"evaluations": n}) for n in (10, 20, 50)},
-    "nesterov, 1000": Choice("diffusion", {"sampler": "nesterov", "evaluations": 1000}),
+    **{f"posterior, {n}": Choice(LEARNED, {"evaluations": n}) for n in (10, 20, 50)},
+    "nesterov, 1000": Choice(LEARNED, {"sampler": "nesterov", "evaluations": 1000}),
 }
 """Cheap ones first."""
 SPARSE = tuple(name for name, choice in RECOVERIES.items() if choice.method in ("dct", "wavelet", "tv"))
@@ -210,9 +210,8 @@ def read(results: Path, mask: str, recovery: str) -> Cell | None:
 
 def _write(results: Path, mask: str, recovery: str, cell: Cell) -> None:
     path = _file(results, mask, recovery)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(cell._asdict()))
-    os.replace(unfinished, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(cell._asdict()))
 
 
 def measure(

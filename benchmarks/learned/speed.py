@@ -7,13 +7,13 @@ takes turns in one process, and the best of several rounds counts.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.figure import Figure
+from benchmarks.timing import fastest
 from common.calibration import Calibration
 from common.operators import CodedAperture, LinearOperator, PhasePlate
 from common.session import RecoverySpec
@@ -95,8 +95,13 @@ def _of_preset(preset: str, device: str, batch: int) -> list[Figure]:
             recovery = Recovery(op, RecoverySpec(method="minimum_norm", free_share=0), calibration)
             parameters = DiffusionParameters.model_validate({"sampler": sampler, "evaluations": EVALUATIONS})
             recovery.method = Diffusion(recovery.working, parameters, calibration, prior)
-            whole, bare, product = _times(
-                device, lambda recovery=recovery, y=y: recovery(y), evaluate, lambda: matrix @ matrix
+            whole, bare, product = fastest(
+                lambda recovery=recovery, y=y: recovery(y),
+                evaluate,
+                lambda: matrix @ matrix,
+                rounds=ROUNDS,
+                unmeasured=1,
+                wait=partial(_wait, device),
             )
             times_of[f"{preset}, {device}, {sampler}, {mask}"] = whole, bare
             peak = max(peak, 2 * side_of_matrix**3 / product)  # the most that a network can reach
@@ -119,20 +124,6 @@ def _of_preset(preset: str, device: str, batch: int) -> list[Figure]:
 
 def _threads(device: str) -> str:
     return f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
-
-
-def _times(device: str, *calls: Callable[[], object]) -> list[float]:
-    """Best time of each call, seconds; the calls take turns, after one each that does not count."""
-    best = [float("inf")] * len(calls)
-    for number in range(ROUNDS + 1):
-        for i, call in enumerate(calls):
-            _wait(device)
-            start = time.perf_counter()
-            call()
-            _wait(device)
-            if number > 0:
-                best[i] = min(best[i], time.perf_counter() - start)
-    return best
 
 
 def _wait(device: str) -> None:

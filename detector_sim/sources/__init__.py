@@ -61,9 +61,8 @@ def _open_path(spec: FileSource, inputs: Roots, first_file_seconds: float) -> So
     if spec.watch:
         raise SourceError(f"{path}: is a file; only a folder can be watched")
     if path.suffix.lower() == ".star":
-        from detector_sim.sources.star import (
-            StarSource,  # pandas takes a while to import: only who needs it pays
-        )
+        # pandas takes a while to import: only who needs it pays
+        from detector_sim.sources.star import StarSource
 
         return StarSource(path, pixel_size, inputs)
     return StackSource(path, pixel_size, inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -112,6 +112,6 @@ PRESETS: dict[str, Preset] = {
         near_signal=0.75,
     ),
     "paper-128": _PAPER,
-    "paper-256": Preset(**{**vars(_PAPER), "side_pixels": 256, "batch": 16, "learning_rate": 2e-5}),
+    "paper-256": replace(_PAPER, side_pixels=256, batch=16, learning_rate=2e-5),
 }
 """By name: *small* for two processor cores; *paper-128* and *paper-256* as cryoSENSE's."""

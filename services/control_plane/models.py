@@ -11,14 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from common.fields import Number
 from common.operators.spec import MaskSpec
-from common.session import SessionSpec
+from common.session import MethodName, SessionSpec
 from common.state.store import EventRecord, TelemetryRecord
 from common.tokens import Role
 from services.control_plane.metrics import ByteCounts, FrameCounts, Latency, Metrics, Quality, finite
 from services.control_plane.session import AcquisitionSetting, RecoverySetting, Session
 from services.control_plane.states import State
-
-MethodName = Literal["minimum_norm", "wiener", "dct", "wavelet", "tv", "diffusion"]
 
 
 class SessionView(BaseModel):
