@@ -23,6 +23,26 @@ def radial_bins(shape: tuple[int, int], device: torch.device | str = "cpu") -> T
     return torch.sqrt(ky**2 + kx**2).mul(longest).round().long()
 
 
+def ring_means(power: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Mean of ``power`` over each ring of the whole plane, (rings,) float64.
+
+    Parameters
+    ----------
+    power : Tensor
+        (H, W//2+1), of each coefficient of ``rfft2``.
+    shape : tuple of int
+        (H, W) of the images.
+    """
+    # each column but kx=0 and Nyquist stands for two of the whole plane
+    weight = torch.full_like(power, 2.0, dtype=torch.float64)
+    weight[:, 0] = 1.0
+    if shape[1] % 2 == 0:
+        weight[:, -1] = 1.0
+    rings = radial_bins(shape, power.device).flatten()
+    total = torch.bincount(rings, weights=(power * weight).flatten())
+    return total / torch.bincount(rings, weights=weight.flatten()).clamp_min(1)
+
+
 class Calibration(BaseModel):
     """Statistics of the reference frames, in the frames' own units."""
 
@@ -48,18 +68,11 @@ class Calibration(BaseModel):
             power += torch.view_as_real(torch.fft.rfft2(x - means[-1], norm="ortho")).square().sum(-1)
         mean, count = torch.stack(means), frames.numel()
         variance = (torch.stack(variances).mean() + mean.var(correction=0)) * count / max(1, count - 1)
-        # each column but kx=0 and Nyquist stands for two of the full plane
-        weight = torch.full_like(power, 2.0 / len(frames))
-        weight[:, 0] = 1.0 / len(frames)
-        if shape[1] % 2 == 0:
-            weight[:, -1] = 1.0 / len(frames)
-        rings = radial_bins(shape).flatten()
-        total = torch.bincount(rings, weights=(power * weight).flatten())
-        in_ring = torch.bincount(rings, weights=weight.flatten()) * len(frames)
         step = max(1, count // 1_000_000)
         some = frames.flatten()[::step].to(torch.float64)
         low, high = torch.quantile(some, torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()
         return cls(
             frames=len(frames), mean=float(mean.mean()), standard_deviation=float(variance.sqrt()),
-            percentile_1=low, percentile_99=high, radial_power=(total / in_ring.clamp_min(1)).tolist(),
+            percentile_1=low, percentile_99=high,
+            radial_power=ring_means(power / len(frames), shape).tolist(),
         )  # fmt: skip

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from common.session import STRUCTURES as BUILT_IN
 from common.session import FileSource, SpecimenSpec
+from common.whole import replacing
 from detector_sim.sources import Source, SourceError, open_source
 from detector_sim.specimen import Specimen
 from detector_sim.specimen.specimen import read_potential
@@ -365,9 +366,8 @@ def made(request: Request, folder: Path, interrupted: Callable[[], int] = lambda
         pixel_size_angstrom=(min(pixel_sizes), max(pixel_sizes)),
         description=_description(request, pixel_sizes),
     )
-    temporary = folder / f".{ABOUT}"
-    temporary.write_text(result.model_dump_json(indent=2) + "\n")
-    os.replace(temporary, about)
+    with replacing(about) as temporary:
+        temporary.write_text(result.model_dump_json(indent=2) + "\n")
     return result
 
 
@@ -514,8 +514,9 @@ class _SpecimenMaker(_Maker):
         return self.spec.structure
 
     def _made(self, first: int, count: int) -> np.ndarray:
-        batch = self.specimen.batch(first, count)
-        return batch.clean if self.request.content == "clean" else batch.frames.astype(np.float32)
+        if self.request.content == "clean":
+            return self.specimen.clean(first, count)
+        return self.specimen.batch(first, count).frames.astype(np.float32)
 
     def frames(self) -> Iterator[np.ndarray]:
         """Endless."""

@@ -28,7 +28,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from common.calibration import radial_bins
+from common.calibration import ring_means
+from common.whole import replacing
 from reconstructor.priors.base import Denoiser, Flow, PriorCard, Schedule
 from reconstructor.priors.folder import usual_schedule
 from reconstructor.priors.gaussian import GaussianPrior
@@ -172,7 +173,7 @@ class _Training:
         _check_images(images, self.order, recipe, preset.side_pixels)
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            with _replacing(folder / RECIPE) as temporary:
+            with replacing(folder / RECIPE) as temporary:
                 temporary.write_text(recipe.model_dump_json(indent=2) + "\n")
 
         torch.manual_seed(recipe.seed)
@@ -294,7 +295,7 @@ class _Training:
             "average": self.average.state_dict(),
             "scores": self.card.scores,
         }
-        with _replacing(self.folder / CHECKPOINT) as path, path.open("wb") as file:
+        with replacing(self.folder / CHECKPOINT) as path, path.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
@@ -513,12 +514,9 @@ def score(prior: Denoiser, images: Tensor, signal_std: float, seed: int) -> dict
         of x0 over the energy of the images. ``gaussian_error_at_noise_R``: the same of the Gaussian prior
         with these images' own spectrum.
     """
-    ring = radial_bins((images.shape[-2], images.shape[-1]), images.device).flatten()
-    power = torch.fft.rfft2(images.double(), norm="ortho").abs().square().mean(0).flatten()
-    count = torch.zeros(int(ring.max()) + 1, dtype=torch.float64, device=images.device)
-    total = count.index_add(0, ring, power)
-    count = count.index_add(0, ring, torch.ones_like(power))
-    linear = GaussianPrior(total / count.clamp_min(1), (images.shape[-2], images.shape[-1]), prior.schedule)
+    shape = (int(images.shape[1]), int(images.shape[2]))
+    power = torch.fft.rfft2(images.double(), norm="ortho").abs().square().mean(0)
+    linear = GaussianPrior(ring_means(power, shape), shape, prior.schedule)
     energy = float(images.square().mean())
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)).to(images.device)
     scores: dict[str, float] = {}
@@ -552,7 +550,7 @@ class _Losses:
         lines: list[str] = []
         if step and path.exists():
             lines = path.read_text().splitlines()[1 : step + 1]
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_text("\n".join([",".join(self.COLUMNS), *lines]) + "\n")
         self._last = deque((float(line.split(",")[1]) for line in lines[-LOSS_STEPS:]), maxlen=LOSS_STEPS)
         self._file = path.open("a")
@@ -566,17 +564,6 @@ class _Losses:
 
     def flush(self) -> None:
         self._file.flush()
-
-
-@contextmanager
-def _replacing(path: Path) -> Generator[Path, None, None]:
-    """A file to write beside ``path``, which it replaces when it is done."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path, recipe: Recipe) -> None:

@@ -10,7 +10,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from common.calibration import radial_bins
+from common.calibration import radial_bins, ring_means
 from common.session import SpecimenSpec
 from detector_sim.specimen.projection import Projector
 from detector_sim.specimen.specimen import read_potential
@@ -112,11 +112,9 @@ def left_open(missing: Tensor, truth: Tensor) -> Tensor:
 
     A particle filtered with it looks like what a linear estimate of it would leave to be added.
     """
-    rings = radial_bins((int(truth.shape[1]), int(truth.shape[2])))
-    sums = [
-        torch.zeros(int(rings.max()) + 1, dtype=torch.float64).index_add_(
-            0, rings.flatten(), torch.fft.rfft2(images.double()).abs().square().sum(0).flatten()
-        )
+    shape = (int(truth.shape[1]), int(truth.shape[2]))
+    left, whole = (
+        ring_means(torch.fft.rfft2(images.double()).abs().square().sum(0), shape)
         for images in (missing, truth)
-    ]
-    return (sums[0] / sums[1].clamp_min(1e-30)).sqrt().float()[rings]
+    )
+    return (left / whole.clamp_min(1e-30)).sqrt().float()[radial_bins(shape)]

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from reconstructor.priors.pictures import grey
+
 if TYPE_CHECKING:
     from services.hallucination.measure import Recovered
 
@@ -133,15 +135,15 @@ def draw(made: Mapping[str, Recovered], path: Path, count: int) -> None:
             error = (some.mean[index] - truth).abs()
             rows.append(
                 [
-                    (f"{Path(name).stem}, truth", _grey(truth, top)),
-                    ("minimum norm", _grey(some.minimum_norm[index], top)),
-                    ("Wiener", _grey(some.wiener[index], top)),
-                    ("learned prior", _grey(some.learned[index], top)),
-                    ("mean of samples", _grey(some.mean[index], top)),
-                    ("missing", _grey(truth - some.wiener[index], top)),
-                    ("added", _grey(some.learned[index] - some.wiener[index], top)),
-                    ("error of the mean", _grey(error * 2 - top, top)),
-                    ("spread", _grey(some.spread[index] * 2 - top, top)),
+                    (f"{Path(name).stem}, truth", grey(truth / top, ZOOM)),
+                    ("minimum norm", grey(some.minimum_norm[index] / top, ZOOM)),
+                    ("Wiener", grey(some.wiener[index] / top, ZOOM)),
+                    ("learned prior", grey(some.learned[index] / top, ZOOM)),
+                    ("mean of samples", grey(some.mean[index] / top, ZOOM)),
+                    ("missing", grey((truth - some.wiener[index]) / top, ZOOM)),
+                    ("added", grey((some.learned[index] - some.wiener[index]) / top, ZOOM)),
+                    ("error of the mean", grey(error * 2 / top - 1, ZOOM)),
+                    ("spread", grey(some.spread[index] * 2 / top - 1, ZOOM)),
                 ]
             )
     width, height = rows[0][0][1].size
@@ -153,10 +155,3 @@ def draw(made: Mapping[str, Recovered], path: Path, count: int) -> None:
             pen.text((place[0] + 2, place[1] + 2), title, fill=0)
             sheet.paste(image, (place[0], place[1] + LABEL))
     sheet.save(path, optimize=True)
-
-
-def _grey(image: Tensor, top: float) -> Image.Image:
-    """-top black, top white."""
-    bytes_ = ((image / top).clamp(-1, 1) * 127.5 + 127.5).round().byte().numpy()
-    height, width = bytes_.shape
-    return Image.fromarray(bytes_).resize((width * ZOOM, height * ZOOM), Image.Resampling.NEAREST)
