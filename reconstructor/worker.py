@@ -479,39 +479,39 @@ class Worker:
 
         So its first frames need not wait for its last, and a worker that is told to end does not either.
         """
-        whole = Block(header, received.buffers)
-        frames = wanted_frames(whole)
+        frames = wanted_frames(Block(header, received.buffers))
         while frames:
             if self.failed or self._subscriber.leaving:
                 return  # what is left goes to others
             choice = self._choice
             pace = self._recoverer.keep_pace(choice)
             size = len(frames) if pace is None else pace.frames_together(self._recoverer.frames_per_batch)
-            part = msgspec.structs.replace(header, wanted=frames[:size])
-            frames = frames[size:]
-            (outcome,) = self._recovered([Block(part, received.buffers)], choice)
-            outcome.is_last = not frames
-            self._outbox.put(outcome)
+            part, frames = frames[:size], frames[size:]
+            self._recover_part(header, received, part, choice, is_last=not frames)
 
     def _recover_alone(self, header: Frames, received: Received) -> None:
         """Recover a block that workers died with: each frame only when the one before is answered for.
 
         So the detector knows which frame it was if this worker dies too.
         """
-        whole = Block(header, received.buffers)
-        frames = wanted_frames(whole)
+        frames = wanted_frames(Block(header, received.buffers))
         for frame in frames:
             if self.failed or self._subscriber.leaving:
                 return  # what is left goes to others
-            one = msgspec.structs.replace(header, wanted=[frame])
-            (outcome,) = self._recovered([Block(one, received.buffers)], self._choice)
-            outcome.is_last = frame == frames[-1]
+            self._recover_part(header, received, [frame], self._choice, is_last=frame == frames[-1])
             written = threading.Event()
-            self._outbox.put(outcome)
             self._outbox.put(written.set)
             while not written.wait(ANSWERED_SECONDS) and not self.failed:
                 pass
             self._subscriber.await_answered(ANSWERED_SECONDS)
+
+    def _recover_part(
+        self, header: Frames, received: Received, frames: list[int], choice: RecoveryChoice, *, is_last: bool
+    ) -> None:
+        part = msgspec.structs.replace(header, wanted=frames)
+        (outcome,) = self._recovered([Block(part, received.buffers)], choice)
+        outcome.is_last = is_last
+        self._outbox.put(outcome)
 
     def _recovered(self, blocks: list[Block], choice: RecoveryChoice) -> list[Outcome]:
         headers = [block.header for block in blocks]
