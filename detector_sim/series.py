@@ -173,6 +173,7 @@ class Series:
         self._change: _Change | None = None
         self._bad_files_told = 0
         self._error: str | None = None
+        self._open = False
         self._thread = threading.Thread(target=self._run, name="acquisition", daemon=True)
         if left is not None:
             figures = left[1].figures
@@ -284,10 +285,12 @@ class Series:
             spec = self._spec.model_dump(mode="json")
             head = Head(start=self.start_message, spec=spec, began_at=time.time())
             self._publisher.open(head, link, has_clock=has_clock)
+            self._open = True
             self._use(self._setting)
         else:
             spool, found = self._left
             self._publisher.take_up(spool, found, link, has_clock=has_clock)
+            self._open = True
             if self._stopping:
                 self._publisher.lose(found.gathering, KILLED, "stopped")
             self._lost_before = found.lost_ahead
@@ -380,6 +383,8 @@ class Series:
     def accounts(self) -> Accounts:
         """Where every frame is."""
         with self._publisher.changed:
+            if not self._open:  # the accounts are still those of the series before
+                return Accounts(0, 0, 0, 0, {})
             return self._publisher.ledger.accounts()
 
     def _check(self, accounts: Accounts) -> None:
@@ -422,7 +427,7 @@ class Series:
         self._check(self.accounts())
         with self._publisher.changed:
             ledger = self._publisher.ledger
-            accounts, latency = ledger.accounts(), ledger.latency
+            accounts, latency = self.accounts(), ledger.latency
             bytes_raw = accounts.acquired * self.dtype.itemsize * self.shape[0] * self.shape[1]
             raw, coded = self._assembler.reference_bytes_raw, self._assembler.reference_bytes
             return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import shlex
 import socket
 import subprocess
@@ -15,12 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from common import logs
+from services.failure import CannotRun
 
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 5.0
 RESTARTS = 5
 RESTART_WINDOW_SECONDS = 60.0
 GRACE_SECONDS = 15.0
+PORTS = range(20_000, 32_000)
 LAST_BYTES = 65_536  # of a log, that its last line is looked for in
 WRONG_SETTING = 2  # exit code of a part whose settings cannot be used
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -298,7 +301,16 @@ def _message(line: str) -> str:
 
 
 def free_port(host: str) -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+    """A TCP port that nobody listens on now, nor is likely to before it is used.
+
+    The system gives ports from 32768 on (Linux) to whoever asks for any, as detectors and metrics do: one of
+    those might be taken by a process that is started meanwhile.
+    """
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+    raise CannotRun(f"of 100 ports of {host} between {PORTS[0]} and {PORTS[-1]} none is free")

@@ -199,7 +199,7 @@ def test_a_second_detector_is_refused_the_spool_of_one_that_runs(tmp_path: Path)
         bus.wait(lambda: bus.of_detector("frames_acknowledged") > 100)
         bus.processes["detector"].send_signal(signal.SIGSTOP)
         second.detector()
-        second.wait(lambda: second.processes["detector"].poll() is not None, dead="detector")
+        second.wait(lambda: second.processes["detector"].poll() is not None, dead=["detector"])
         assert second.processes["detector"].returncode == 1
         (line,) = second.log("detector").strip().splitlines()
         taken = f"the spool {tmp_path / 'spool'} belongs to another detector"

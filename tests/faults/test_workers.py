@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from common.wire.messages import PROTOCOL_VERSION, Ack, End, Goodbye, Heartbeat, Refusal
+from services.supervisor import free_port
 from tests.faults.proxy import Proxy
 from tests.faults.raw import RawWorker
 from tests.faults.verdict import balanced, every_frame_once, session
 from tests.integration.bus import Bus, Place
-from tests.integration.test_live import free_port
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -114,7 +114,7 @@ def test_a_slow_worker_beside_fast_ones_holds_nobody_up(tmp_path: Path) -> None:
 
 
 def test_connections_that_are_reset_lose_nothing(tmp_path: Path) -> None:
-    output, port = tmp_path / "out", free_port()
+    output, port = tmp_path / "out", free_port("127.0.0.1")
     with (
         Proxy(port) as proxy,
         Bus(
@@ -285,7 +285,7 @@ def test_a_detector_told_to_end_announces_the_end_and_waits_for_the_last_answer(
             end = worker.until(lambda: next((m for m in worker.received if isinstance(m, End)), None))
             assert (end.acquired, end.acknowledged, end.lost) == (acquired, acquired, 0)
             worker.link.send(Goodbye())
-            bus.wait(lambda: bus.processes["detector"].poll() is not None, dead="detector")
+            bus.wait(lambda: bus.processes["detector"].poll() is not None, dead=["detector"])
         assert bus.processes["detector"].returncode == 0
         assert bus.finished()["frames_acknowledged"] == acquired
 

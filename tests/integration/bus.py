@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -135,20 +135,20 @@ class Bus:
     def terminate(self, name: str) -> int:
         """Ask a process to end; its exit code."""
         self.processes[name].terminate()
-        self.wait(lambda: self.processes[name].poll() is not None, dead=name)
+        self.wait(lambda: self.processes[name].poll() is not None, dead=[name])
         return self.processes[name].returncode
 
     # ---- listening and commanding
 
-    def wait(self, ready: Callable[[], T], *, dead: str = "") -> T:
-        """What ``ready`` gives as soon as it is true; no process but ``dead`` may end meanwhile."""
+    def wait(self, ready: Callable[[], T], *, dead: Collection[str] = ()) -> T:
+        """What ``ready`` gives as soon as it is true; no process but those named may end meanwhile."""
         poller = zmq.Poller()
         self.link.register(poller)
         until = time.monotonic() + DEADLINE_SECONDS
         while not (value := ready()):
             assert time.monotonic() < until, f"waited {DEADLINE_SECONDS} s; last: {self.telemetry}"
             for name, process in self.processes.items():
-                if name != dead and process.poll() not in (None, -signal.SIGKILL, 0):
+                if name not in dead and process.poll() not in (None, -signal.SIGKILL, 0):
                     raise AssertionError(f"{name} ended: {self.log(name)}")
             poller.poll(50)
             self._receive()

@@ -289,7 +289,7 @@ def test_a_worker_that_is_refused_says_why_and_ends(tmp_path: Path) -> None:
         hello = bus.wait(detector.receive)
         assert isinstance(hello.message, Hello)
         detector.send(Refusal(reason="not today"), to=hello.identity)
-        bus.wait(lambda: bus.processes["w"].poll() is not None, dead="w")
+        bus.wait(lambda: bus.processes["w"].poll() is not None, dead=["w"])
         assert bus.processes["w"].returncode == 1
         assert bus.log("w").strip().splitlines()[-1].endswith("refuses this worker: not today")
         detector.close(0)
@@ -392,7 +392,7 @@ def test_a_taken_port_ends_the_detector_with_one_line(tmp_path: Path) -> None:
     with Bus(tmp_path) as bus:
         bus.settings["data_bind"] = bus.endpoint
         bus.detector()
-        bus.wait(lambda: bus.processes["detector"].poll() is not None, dead="detector")
+        bus.wait(lambda: bus.processes["detector"].poll() is not None, dead=["detector"])
         assert bus.processes["detector"].returncode == 1
         assert bus.log("detector").strip().splitlines() == [
             f"cryoflux detector: cannot listen on {bus.endpoint}: Address already in use"

@@ -30,6 +30,7 @@ from common.calibration import Calibration
 from common.session import RecoverySpec
 from reconstructor.archive import read_frame, read_start
 from reconstructor.recovery import Recovery
+from services.supervisor import free_port
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(240)
@@ -477,7 +478,7 @@ class Parts:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        control, http = (f"tcp://127.0.0.1:{free_port()}", free_port())
+        control, http = (f"tcp://127.0.0.1:{free_port('127.0.0.1')}", free_port("127.0.0.1"))
         environment = {**os.environ, "CRYOFLUX_CONTROL_ENDPOINT": control}
         self.log = (folder / "parts.log").open("w")
         commands = [
@@ -508,12 +509,6 @@ class Parts:
         self.client.close()
         self.log.close()
         return codes
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

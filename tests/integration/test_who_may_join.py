@@ -22,10 +22,11 @@ from common.wire.link import Link
 from common.wire.messages import Event, Hello, Register, Registered, Telemetry, encode
 from services.control_plane.bus import Bus as ControlBus
 from services.control_plane.bus import Component
+from services.supervisor import free_port
 from tests.faults.verdict import every_frame_once, session
 from tests.integration.bus import Bus
 from tests.integration.recorder import Recorder
-from tests.integration.test_live import Live, eventually, free_port, table
+from tests.integration.test_live import Live, eventually, table
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -65,7 +66,7 @@ class Installation(Bus):
         super().__init__(folder, host="0.0.0.0", keys=machines["control"], **settings)
         port = self.endpoint.rpartition(":")[2]
         self.settings["control_endpoint"] = f"tcp://{own_address()}:{port}"
-        self.port = free_port()
+        self.port = free_port("127.0.0.1")
         self.settings["data_bind"] = f"tcp://0.0.0.0:{self.port}"
         self.told = f"tcp://{own_address()}:{self.port}"  # workers, by the control bus
 
@@ -208,7 +209,7 @@ def test_a_worker_without_keys_does_not_follow_a_detector_beyond_this_machine(tm
     with Bus(tmp_path) as bus:
         bus.recovery["data_endpoint"] = "tcp://192.0.2.7:5551"
         bus.worker("w")
-        bus.wait(lambda: bus.processes["w"].poll() is not None, dead="w")
+        bus.wait(lambda: bus.processes["w"].poll() is not None, dead=["w"])
         assert bus.processes["w"].returncode == 2
         last = bus.log("w").strip().splitlines()[-1]
         assert last.startswith(

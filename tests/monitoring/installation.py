@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from services.supervisor import free_port
 from tests.starting import COMMAND_LINE, Process, start
 
 ROOT = Path(__file__).parents[2]
@@ -36,21 +36,15 @@ def eventually(holds: Callable[[], Any], what: str, log: Callable[[], str] = str
         time.sleep(0.1)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Installation:
     """A control plane, a detector and workers, each a process of its own."""
 
     def __init__(self, folder: Path, workers: int, operator: str = "", **environment: str) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = free_port("127.0.0.1")
         self._environment = {
             **os.environ,
-            "CRYOFLUX_CONTROL_ENDPOINT": f"tcp://127.0.0.1:{free_port()}",
+            "CRYOFLUX_CONTROL_ENDPOINT": f"tcp://127.0.0.1:{free_port('127.0.0.1')}",
             "CRYOFLUX_DATA_BIND": "tcp://127.0.0.1:0",
             "CRYOFLUX_HTTP_PORT": str(self.port),
             "CRYOFLUX_STATE": str(folder / "state.sqlite"),
@@ -148,7 +142,7 @@ class Prometheus:
         text = re.sub(r"(scrape_timeout: )4s", rf"\g<1>{SCRAPE_SECONDS}s", text)
         (folder / "prometheus.yml").write_text(text)
         (folder / "viewer-token").write_text(token)
-        port = free_port()
+        port = free_port("127.0.0.1")
         self._log = folder / "prometheus.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

@@ -375,6 +375,34 @@ def test_frames_unaccounted_for_fail_the_series(setup: Setup) -> None:
     assert counters["frames_in_flight"] == counters["frames_spooled"] == 0, "what was there is delivered"
 
 
+def test_frames_unaccounted_for_are_not_laid_at_the_next_series_door(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Telemetry may ask the new series before its accounts are opened."""
+    setup.source.frame_count = None
+    setup.open(rate=500)
+    setup.attach()
+    setup.wait(lambda: setup.frames())
+    publisher = setup.detector._publisher
+    with publisher.changed:
+        publisher.ledger._acquired += 1
+    setup.wait(lambda: setup.events[-1][0] == "failed")
+    opens = publisher.open
+
+    def asked_first(*arguments: Any, **named: Any) -> None:
+        asked.append(setup.detector.telemetry())
+        opens(*arguments, **named)
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(publisher, "open", asked_first)
+    setup.open(rate=500)
+    assert [(told["error"], told["frames_unaccounted"], told["frames_acquired"]) for told in asked] == [
+        ("", 0, 0)
+    ]
+    setup.wait(lambda: setup.detector.telemetry()["frames_acknowledged"] > 0)
+    assert setup.detector.telemetry()["error"] == ""
+
+
 def test_a_series_left_by_another_detector_is_gone_on_with_where_it_was(setup: Setup) -> None:
     setup.source.frame_count = None
     setup.open(rate=500)
