@@ -62,7 +62,7 @@ def check_part(part: Part, opening: Opening) -> Configuration:
         raise BrokenArchive(f"{name}: data of {part.dtype!a:.40}, numbers expected")
     if not math.isfinite(part.scale):
         raise BrokenArchive(f"{name}: a scale of {part.scale}")
-    if part.offset_shape not in ((1,), part.measurement_shape):
+    if not part.measurement_shape or part.offset_shape not in ((1,), part.measurement_shape):
         raise BrokenArchive(f"{name}: offset of shape {part.offset_shape} does not go with the data")
     values, width = math.prod(part.measurement_shape), np.dtype(part.dtype).itemsize
     if not 0 < values <= LARGEST_FRAME_PIXELS or (
