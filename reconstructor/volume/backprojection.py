@@ -75,7 +75,7 @@ class Backprojection:
         self, side_pixels: int, symmetry: str = "C1", padding: int = 2, device: torch.device | str = "cpu"
     ) -> None:
         if side_pixels < 8 or side_pixels % 2:
-            raise ValueError(f"side_pixels: {side_pixels}: must be even, and at least 8")
+            raise ValueError(f"images of {side_pixels} pixels a side: must be even, and at least 8")
         self.side, self.padding = side_pixels, padding
         self.device = torch.device(device)
         self._mates = torch.from_numpy(point_group(symmetry)).float().to(self.device)

@@ -256,7 +256,7 @@ def test_shells_that_are_seen_unevenly_are_weighted_by_what_the_halves_agree_in(
 
 @pytest.mark.parametrize("side", [6, 33])
 def test_an_odd_or_tiny_side_is_refused(side: int) -> None:
-    with pytest.raises(ValueError, match="side_pixels"):
+    with pytest.raises(ValueError, match="must be even"):
         Backprojection(side)
 
 
