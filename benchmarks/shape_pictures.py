@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from benchmarks.pictures import FOLDER, frame
+from common.poses import relion_matrix
 from common.session import STRUCTURES, SpecimenSpec
 from detector_sim.specimen import Specimen
-from detector_sim.specimen.projection import Projector, relion_matrix
+from detector_sim.specimen.projection import Projector
 
 VIEWS = {"along z": (0.0, 0.0, 0.0), "along y": (90.0, 90.0, 90.0), "between": (25.0, 50.0, 70.0)}
 SHOWN = 3

@@ -10,37 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-
-def radial_bins(shape: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """Integer ring of every coefficient of ``rfft2``, (H, W//2+1) int64.
-
-    Rings are one frequency step of the *longer* side wide, so that oblong frames keep round rings.
-    """
-    height, width = shape
-    longest = max(shape)
-    ky = torch.fft.fftfreq(height, device=device, dtype=torch.float64)[:, None]
-    kx = torch.fft.rfftfreq(width, device=device, dtype=torch.float64)[None, :]
-    return torch.sqrt(ky**2 + kx**2).mul(longest).round().long()
-
-
-def ring_means(power: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Mean of ``power`` over each ring of the whole plane, (rings,) float64.
-
-    Parameters
-    ----------
-    power : Tensor
-        (H, W//2+1), of each coefficient of ``rfft2``.
-    shape : tuple of int
-        (H, W) of the images.
-    """
-    # each column but kx=0 and Nyquist stands for two of the whole plane
-    weight = torch.full_like(power, 2.0, dtype=torch.float64)
-    weight[:, 0] = 1.0
-    if shape[1] % 2 == 0:
-        weight[:, -1] = 1.0
-    rings = radial_bins(shape, power.device).flatten()
-    total = torch.bincount(rings, weights=(power * weight).flatten())
-    return total / torch.bincount(rings, weights=weight.flatten()).clamp_min(1)
+from common.rings import ring_means
 
 
 class Calibration(BaseModel):

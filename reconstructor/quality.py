@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.calibration import radial_bins
+from common.rings import ring_sums
 from reconstructor.lpips import Lpips
 
 SSIM_WINDOW = 7
@@ -152,7 +152,7 @@ def frc(x: Tensor, reference: Tensor) -> Tensor:
     """Fourier ring correlation over integer rings, the field's convention.
 
     Ring r holds the frequencies that round to r steps of the longer side (see
-    ``common.calibration.radial_bins``); rings end at Nyquist.
+    ``common.rings.radial_bins``); rings end at Nyquist.
 
     Parameters
     ----------
@@ -171,23 +171,26 @@ def frc(x: Tensor, reference: Tensor) -> Tensor:
     """
     x, reference = _pair(x, reference)
     shape = (int(x.shape[1]), int(x.shape[2]))
-    rings = radial_bins(shape, x.device).flatten()
-    count = max(shape) // 2 + 1
-    # each column but kx = 0 and Nyquist stands for two of the full plane
-    weight = torch.full((shape[0], shape[1] // 2 + 1), 2.0, dtype=torch.float64, device=x.device)
-    weight[:, 0] = 1.0
-    if shape[1] % 2 == 0:
-        weight[:, -1] = 1.0
+    return ring_correlation(torch.fft.rfft2(x), torch.fft.rfft2(reference), shape)
 
-    def ring_sum(values: Tensor) -> Tensor:
-        sums = torch.zeros(values.shape[0], int(rings.max()) + 1, dtype=torch.float64, device=values.device)
-        return sums.index_add_(1, rings, (values * weight).flatten(1))[:, :count]
 
-    f, g = torch.fft.rfft2(x), torch.fft.rfft2(reference)
-    cross = ring_sum(f.real * g.real + f.imag * g.imag)
-    power = ring_sum(f.real.square() + f.imag.square()) * ring_sum(g.real.square() + g.imag.square())
+def ring_correlation(f: Tensor, g: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Correlation of two transforms ring by ring, or shell by shell, as ``frc`` gives it.
+
+    Parameters
+    ----------
+    f, g : Tensor
+        (..., H, W//2+1) of ``rfft2``, or (..., D, H, W//2+1) of ``rfftn``.
+    shape : tuple of int
+        (H, W) of the images, or (D, H, W) of the volumes.
+    """
+    cross = ring_sums(f.real * g.real + f.imag * g.imag, shape)
+    power = ring_sums(f.real.square() + f.imag.square(), shape) * ring_sums(
+        g.real.square() + g.imag.square(), shape
+    )
     curve = torch.where(power > 0, cross / power.clamp_min(torch.finfo(torch.float64).tiny).sqrt(), 0.0)
-    curve[:, 0] = 1.0
+    curve = curve[..., : max(shape) // 2 + 1]
+    curve[..., 0] = 1.0
     return curve
 
 

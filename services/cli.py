@@ -17,6 +17,7 @@ from services.options import (
     LOG_FORMATS,
     LOG_LEVELS,
     HallucinationOptions,
+    MapOptions,
     MaskOptions,
     PlaceOptions,
     RecoveryOptions,
@@ -429,6 +430,25 @@ def simulate(
         f"poses and CTF in {written.star}"
     )
     return 0
+
+
+@app.command("map", cls=Command, rich_help_panel=FILES)
+@spread
+def make_map(
+    particles: Annotated[Path, typer.Argument(metavar="STAR", help="Particles with poses, and CTF.")],
+    options: MapOptions,
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Files of the same names are replaced.")
+    ] = Path("map"),
+) -> int:
+    """Make a map of particles whose poses are known.
+
+    Also of a session's recovered.star, where its source knew the poses. Writes map, half maps and Fourier
+    shell correlation; docs/maps.md says what they are.
+    """
+    from services.mapping import make_map as run
+
+    return _steered("map", lambda: run(particles, output, options))
 
 
 training = typer.Typer(cls=Group, help="Train priors for the recovery.", no_args_is_help=True)

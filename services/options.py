@@ -25,6 +25,7 @@ PLACE = "Where it runs"
 IMAGES = "Training images"
 TRAINING = "Training"
 JUDGED = "What is judged"
+MAP = "Map"
 
 
 def _choices(*words: str) -> Any:
@@ -45,6 +46,8 @@ PRESET_NAMES = _choices("small", "paper-128", "paper-256")
 PREDICTIONS = _choices("epsilon", "flow")
 CONTENTS = _choices("clean", "frames")
 PRECISIONS = _choices("auto", "fp32", "bf16")
+CONTRASTS = _choices("bright", "dark")
+POINT_GROUPS = _choices("C1", "C2", "C3", "C4", "C6", "D2", "D3", "D7", "T", "O", "I")
 
 
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
@@ -268,6 +271,40 @@ class PlaceOptions:
             metavar="PORT",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOptions:
+    """How particles become a map, and what it is compared with."""
+
+    symmetry: Annotated[
+        str,
+        _option(
+            MAP, "Point group, as RELION calls it: C1, C2, ..., D2, ..., T, O, I.",
+            autocompletion=POINT_GROUPS, metavar="GROUP",
+        ),
+    ] = "C1"  # fmt: skip
+    contrast: Annotated[
+        str,
+        _option(
+            MAP, "Of the protein: bright, as programs extract particles, or dark, as detectors count.",
+            autocompletion=CONTRASTS, metavar="KIND",
+        ),
+    ] = "bright"  # fmt: skip
+    reference: Annotated[
+        Path | None,
+        _option(MAP, "A map to compare with, of the particles' pixel size, centred alike.", metavar="FILE"),
+    ] = None
+    mask_diameter: Annotated[
+        float | None,
+        _option(
+            MAP, "Of the sphere that maps are compared in.", show_default="three quarters of the box",
+            metavar="Å",
+        ),
+    ] = None  # fmt: skip
+    padding: Annotated[
+        int, _option(MAP, "Of the map's transform: 1 takes an eighth of the memory.", min=1, max=2)
+    ] = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from common.point_groups import copies, dihedral_rotations
 from detector_sim.specimen.backbone import Layer, layered_domain
-from detector_sim.specimen.symmetry import copies, dihedral_rotations
 
 LAYERS = (
     Layer("helices", 2, 18),

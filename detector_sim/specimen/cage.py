@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from common.point_groups import copies, octahedral_rotations
 from detector_sim.specimen.backbone import (
     LOOP_RESIDUES,
     PACKING_DISTANCE,
@@ -20,7 +21,6 @@ from detector_sim.specimen.backbone import (
     ideal_helix,
     up_and_down,
 )
-from detector_sim.specimen.symmetry import copies, octahedral_rotations
 
 HELIX_RESIDUES = 32
 SHORT_HELIX_RESIDUES = 14

@@ -1,19 +1,11 @@
-"""Projections of a potential along the beam, in RELION's convention.
-
-A point r of the specimen (x, y, z, from the centre) falls on the image at (R r)_xy, R being RELION's matrix
-of the angles rot, tilt, psi: turned about z by rot, about the new y by tilt, about the new z by psi. An
-origin offset (rlnOriginXAngst, rlnOriginYAngst) says how far the *image* has to be moved to bring the
-particle to its centre: the particle lies at minus the origin.
-"""
+"""Projections of a potential along the beam, see ``common.poses`` for the convention."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch_fourier_slice.slice_extraction import extract_central_slices_rfft_3d
 from torch_fourier_slice.volume_utils import separable_sinc2_correction
@@ -25,16 +17,6 @@ _OVERSAMPLING = 4.0
 _LEAST_OVERSAMPLING = 2.0
 _PADDED_SIDE = 400
 """Beyond this side, 256 MB, only the least oversampling is paid for."""
-
-
-def relion_matrix(angles_degrees: np.ndarray) -> np.ndarray:
-    """RELION's matrices (n, 3, 3), specimen to image, of (n, 3) angles rot, tilt, psi."""
-    return Rotation.from_euler("ZYZ", angles_degrees, degrees=True).inv().as_matrix()
-
-
-def relion_angles(matrices: np.ndarray) -> np.ndarray:
-    """The angles rot, tilt, psi (n, 3), degrees, of matrices (n, 3, 3)."""
-    return Rotation.from_matrix(matrices).inv().as_euler("ZYZ", degrees=True)
 
 
 class Projector:

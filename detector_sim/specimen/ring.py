@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from common.point_groups import copies, cyclic_rotations
 from detector_sim.specimen.backbone import Layer, layered_domain
-from detector_sim.specimen.symmetry import copies, cyclic_rotations
 
 LAYERS = (Layer("helices", 2, 20), Layer("strands", 5, 8), Layer("strands", 6, 8))
 

@@ -31,14 +31,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.contrast_transfer import contrast_transfer
+from common.poses import relion_matrix
 from common.roots import ANYWHERE, NotAllowed, Roots
 from common.session import STRUCTURES, SpecimenSpec
 from detector_sim.specimen.placement import most_discs, place_discs
 from detector_sim.specimen.potential import MAP_SUFFIXES, Potential, potential_of_atoms, potential_of_map
-from detector_sim.specimen.projection import Projector, relion_matrix
+from detector_sim.specimen.projection import Projector
 from detector_sim.specimen.scattering import interaction_parameter
 from detector_sim.specimen.structure import read_atoms, shape_atoms
-from detector_sim.specimen.transfer import contrast_transfer
 
 _STREAM_TRUTH, _STREAM_NOISE = 0, 1
 _PROBE = 1 << 63  # numbers of frames that only calibrate: far from any real frame's

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.calibration import radial_bins
+from common.rings import radial_bins
 from reconstructor.priors.base import Schedule, VariancePreserving
 
 
@@ -18,7 +18,7 @@ class GaussianPrior:
     Parameters
     ----------
     radial_power : Tensor
-        (rings,) mean |F|^2 of a coefficient, norm="ortho", rings as in ``common.calibration.radial_bins``;
+        (rings,) mean |F|^2 of a coefficient, norm="ortho", rings as in ``common.rings.radial_bins``;
         more of them than ``shape`` has do not count. White noise of variance one has ones; a ring of zero is
         known to be empty. Where this tensor lies, the prior works.
     shape : tuple of int

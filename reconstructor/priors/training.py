@@ -28,7 +28,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from common.calibration import ring_means
+from common.rings import ring_means
 from common.whole import replacing
 from reconstructor.priors.base import Denoiser, Flow, PriorCard, Schedule
 from reconstructor.priors.folder import usual_schedule

@@ -13,8 +13,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from common.calibration import Calibration, radial_bins
+from common.calibration import Calibration
 from common.operators import CodedAperture, LinearOperator
+from common.rings import radial_bins
 
 # cycles per pixel: beyond, up to Nyquist and into the corners, preprocessing often empties the spectrum
 HIGHEST_FREQUENCY = 0.45
@@ -41,7 +42,7 @@ class FrameSpectrum:
     noise_variance : Tensor
         (B,) or (1,) where it holds for every frame; pixel units squared.
     signal_power : Tensor
-        (B, rings) or (1, rings), smoothed, >= 0; rings as in ``common.calibration.radial_bins``.
+        (B, rings) or (1, rings), smoothed, >= 0; rings as in ``common.rings.radial_bins``.
     signal_energy : Tensor
         (B,) or (1,): signal energy of a frame, below 0.1 cycles a pixel, over the noise variance; the squared
         signal-to-noise ratio of a matched filter. Infinite where the mask leaves most of that band out.

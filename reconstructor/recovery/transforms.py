@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.calibration import radial_bins
+from common.rings import radial_bins
 
 # Longest side for which a DCT is a product with a dense matrix; longer ones go through the FFT. Measured on
 # one and two cores: at 128 pixels the FFT form takes two thirds of the matrix's time, at 64 as long as it.

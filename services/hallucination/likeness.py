@@ -10,11 +10,11 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from common.calibration import radial_bins, ring_means
+from common.contrast_transfer import contrast_transfer
+from common.rings import radial_bins, ring_means
 from common.session import SpecimenSpec
 from detector_sim.specimen.projection import Projector
 from detector_sim.specimen.specimen import read_potential
-from detector_sim.specimen.transfer import contrast_transfer
 
 REACH = 4
 """Pixels that a particle may lie from the middle of its frame, in both directions."""

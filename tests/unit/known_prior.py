@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from common.calibration import radial_bins
+from common.rings import radial_bins
 from reconstructor.priors.base import PriorCard, Schedule, VariancePreserving
 from reconstructor.priors.gaussian import GaussianPrior
 

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.calibration import Calibration, radial_bins
+from common.calibration import Calibration
 from common.configuration import CodecSpec, Configuration
 from common.operators.spec import MaskSpec
+from common.rings import radial_bins
 
 
 def configuration(

@@ -14,6 +14,9 @@ import torch
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+from common.contrast_transfer import contrast_transfer
+from common.point_groups import octahedral_rotations
+from common.poses import relion_angles, relion_matrix
 from common.session import FileSource, SpecimenSource, SpecimenSpec
 from detector_sim.simulate import simulate
 from detector_sim.sources import SourceError, open_source
@@ -21,7 +24,7 @@ from detector_sim.specimen import Specimen
 from detector_sim.specimen.cage import cage, four_helix_bundle
 from detector_sim.specimen.placement import most_discs, place_discs
 from detector_sim.specimen.potential import low_pass, potential_of_atoms, potential_of_map
-from detector_sim.specimen.projection import Projector, relion_angles, relion_matrix
+from detector_sim.specimen.projection import Projector
 from detector_sim.specimen.scattering import (
     VOLT_SQUARE_ANGSTROM,
     element,
@@ -29,8 +32,6 @@ from detector_sim.specimen.scattering import (
     mean_residue,
 )
 from detector_sim.specimen.structure import Atoms, read_atoms, shape_atoms
-from detector_sim.specimen.symmetry import octahedral_rotations
-from detector_sim.specimen.transfer import contrast_transfer
 
 SMALL = {"side_pixels": 64, "pixel_size_angstrom": 3.0}
 

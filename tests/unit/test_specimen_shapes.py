@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
+from common.point_groups import cyclic_rotations, dihedral_rotations, octahedral_rotations
 from common.session import STRUCTURES, SpecimenSpec
 from detector_sim.specimen import Specimen
 from detector_sim.specimen.backbone import (
@@ -32,7 +33,6 @@ from detector_sim.specimen.potential import potential_of_atoms
 from detector_sim.specimen.projection import Projector
 from detector_sim.specimen.shapes import SHAPES
 from detector_sim.specimen.structure import shape_atoms
-from detector_sim.specimen.symmetry import cyclic_rotations, dihedral_rotations, octahedral_rotations
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"side_pixels": 64, "pixel_size_angstrom": 3.0, "seed": 5}
