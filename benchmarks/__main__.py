@@ -1,7 +1,7 @@
 """``python -m benchmarks [part …]``: speed as ratios of the same run, the figures of docs/performance.md.
 
-Parts: recovery, readout, link, chain, spool, safety, learned. A figure that misses its target is marked and
-makes the exit status 1.
+Parts: recovery, readout, link, chain, spool, safety, learned, volume. A figure that misses its target is
+marked and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.figure import Figure
 
-PARTS = ("recovery", "readout", "link", "chain", "spool", "safety", "learned")
+PARTS = ("recovery", "readout", "link", "chain", "spool", "safety", "learned", "volume")
 
 
 def machine() -> str:
