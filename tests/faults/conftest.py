@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-_REPETITION = re.compile(r"-?run \d+\]$")
+_REPETITION = re.compile(r"run \d+-|-?run \d+(?=\])")
 _ROW = re.compile(r"^\| `([^`]+)` \|")
 _HEAD = ["| test | passed | failed | median, s | longest, s |", "|---|---:|---:|---:|---:|"]
 
@@ -51,7 +51,7 @@ class _Tally:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a run; one that fails in more than one phase failed once."""
-        name = _REPETITION.sub("]", report.nodeid.rsplit("/", 1)[-1]).replace("[]", "")
+        name = _REPETITION.sub("", report.nodeid.rsplit("/", 1)[-1]).replace("[]", "")
         if report.failed and report.nodeid not in self._failed:
             self._failed.add(report.nodeid)
             self._runs[name].failed += 1
