@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import torch
 from _pytest.nodeid import coerce_node_id
 
 
@@ -28,6 +29,10 @@ def pytest_configure() -> None:
     """No detector of a test takes up what another one left in the folder that is the default."""
     os.environ["CRYOFLUX_SPOOL"] = tempfile.mkdtemp(prefix="cryoflux-spool-")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes: each module is compiled once
+    if (
+        "PYTEST_XDIST_WORKER" in os.environ
+    ):  # several at once: threads that wait for each other take most time
+        torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

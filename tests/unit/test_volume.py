@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -147,6 +149,7 @@ def test_points_become_a_point() -> None:
     assert float(whole.max()) == pytest.approx(4 / 3 * np.pi * (31.5 / 64) ** 3, rel=0.02)
 
 
+@functools.cache
 def _particles(structure: str, count: int) -> tuple[dict[str, Tensor], Tensor]:
     """What ``Backprojection.add`` takes, of clean simulated particles, and the map they come from."""
     spec = SpecimenSpec(structure=structure, side_pixels=SIDE, pixel_size_angstrom=PIXEL, snr=1.0)
@@ -177,9 +180,9 @@ def _particles(structure: str, count: int) -> tuple[dict[str, Tensor], Tensor]:
 
 @pytest.mark.parametrize("padding", [1, 2])
 def test_clean_particles_give_back_the_map_nearly_to_nyquist(padding: int) -> None:
-    given, truth = _particles("bundle", 800)
+    given, truth = _particles("bundle", 500)
     map_ = Backprojection(SIDE, padding=padding)
-    for first in range(0, 800, 128):
+    for first in range(0, 500, 128):
         map_.add(**{name: values[first : first + 128] for name, values in given.items()})
     mask = soft_sphere(SIDE, 0.45 * SIDE, 0.05 * SIDE)
     curve = fsc(map_.maps().whole * mask, truth * mask)
@@ -214,23 +217,21 @@ def test_symmetry_is_that_of_the_specimen() -> None:
 
 
 def test_halves_are_independent() -> None:
-    given, _ = _particles("ring", 64)
+    given, _ = _particles("ring", 300)
     both = Backprojection(SIDE, padding=1)
     both.add(**given)
     first = given["halves"] == 0
     alone = Backprojection(SIDE, padding=1)
     alone.add(**{name: values[first] for name, values in given.items()})
-    assert torch.allclose(
-        both.maps().halves[0], alone.maps().halves[0], atol=1e-5 * float(both.maps().whole.abs().max())
-    )
+    assert torch.equal(both._sums[0], alone._sums[0])
     assert alone.counts == [int(first.sum()), 0]
     assert not alone.maps().halves[1].any()
 
 
 def test_halves_of_noisy_particles_foretell_how_the_whole_agrees_with_the_truth() -> None:
     """FSC of the whole to the truth is sqrt(2 f / (1 + f)) of the halves' (Rosenthal and Henderson 2003)."""
-    given, truth = _particles("barrel", 1500)
-    noisy = {**given, "images": given["images"] + 4 * _noise(1500, SIDE, SIDE)}
+    given, truth = _particles("barrel", 600)
+    noisy = {**given, "images": given["images"] + 3 * _noise(600, SIDE, SIDE)}
     map_ = Backprojection(SIDE)
     map_.add(**noisy)
     mask = soft_sphere(SIDE, 0.45 * SIDE, 0.1 * SIDE)
@@ -244,7 +245,8 @@ def test_halves_of_noisy_particles_foretell_how_the_whole_agrees_with_the_truth(
 
 def test_shells_that_are_seen_unevenly_are_weighted_by_what_the_halves_agree_in() -> None:
     """Against dividing by the weights alone."""
-    given, truth = _particles("barrel", 120)
+    given, truth = _particles("barrel", 600)
+    given = {name: values[:120] for name, values in given.items()}
     noisy = {**given, "images": given["images"] + 4 * _noise(120, SIDE, SIDE)}
     map_ = Backprojection(SIDE)
     map_.add(**noisy)
@@ -262,8 +264,8 @@ def test_an_odd_or_tiny_side_is_refused(side: int) -> None:
 
 def test_wrong_images_and_halves_are_refused() -> None:
     map_ = Backprojection(SIDE, padding=1)
-    given, _ = _particles("ring", 2)
+    given, _ = _particles("cage", 10)
     with pytest.raises(ValueError, match="must be"):
-        map_.add(**{**given, "images": torch.zeros(2, SIDE, SIDE - 2)})
+        map_.add(**{**given, "images": torch.zeros(10, SIDE, SIDE - 2)})
     with pytest.raises(ValueError, match="halves"):
-        map_.add(**{**given, "halves": torch.tensor([0, 2])})
+        map_.add(**{**given, "halves": torch.full((10,), 2)})
