@@ -29,9 +29,7 @@ def pytest_configure() -> None:
     """No detector of a test takes up what another one left in the folder that is the default."""
     os.environ["CRYOFLUX_SPOOL"] = tempfile.mkdtemp(prefix="cryoflux-spool-")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes: each module is compiled once
-    if (
-        "PYTEST_XDIST_WORKER" in os.environ
-    ):  # several at once: threads that wait for each other take most time
+    if "PYTEST_XDIST_WORKER" in os.environ:  # threads waiting for each other take most time
         torch.set_num_threads(1)
 
 
